@@ -1,0 +1,79 @@
+//! Records of the ring buffer `EVENTS`.
+
+use crate::{addr::Endpoint, contract, flow::COMM_LEN, policy::ServiceId};
+
+/// One event. What a kind does not use is zero.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// `EVENT_*`.
+    pub kind: u32,
+    /// `REASON_*` for a denial.
+    pub reason: u32,
+    pub source: ServiceId,
+    pub destination: ServiceId,
+    pub pid: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+    pub comm: [u8; COMM_LEN],
+    pub pad: u32,
+    pub netns: u64,
+    /// The id of the caller's own cgroup.
+    pub cgroup: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+    /// Application bytes sent by, and received by, the connecting socket.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// Smoothed round trip, microseconds.
+    pub rtt_us: u32,
+    pub pad2: u32,
+}
+contract!(Event, 136);
+
+/// `connect()` was answered with `EPERM`; `reason` says why.
+pub const EVENT_DENIED: u32 = 1;
+/// The same would have been denied, but the destination is permissive.
+pub const EVENT_WOULD_DENY: u32 = 2;
+/// The guard steered a connection from outside to the guard listener (or dropped it, when no daemon listens).
+pub const EVENT_GUARDED: u32 = 3;
+/// The guard let a connection from outside through because the service is permissive.
+pub const EVENT_GUARD_PASSED: u32 = 4;
+/// A direct flow was established.
+pub const EVENT_DIRECT_OPENED: u32 = 5;
+/// A direct flow ended; carries the final counters.
+pub const EVENT_DIRECT_CLOSED: u32 = 6;
+/// A captured connection was established, but there was no room to record it; the proxy will reset it.
+pub const EVENT_FLOW_LOST: u32 = 7;
+
+pub const REASON_NONE: u32 = 0;
+/// No intention allows it.
+pub const REASON_INTENTION: u32 = 1;
+/// The caller belongs to no workload, and the port is protected.
+pub const REASON_UNMANAGED: u32 = 2;
+/// The caller's cgroup is younger than the last scan, and the destination is in the mesh.
+pub const REASON_UNCLASSIFIED: u32 = 3;
+/// Nothing was read from the control plane, nor from the disk cache, yet.
+pub const REASON_NOT_SYNCED: u32 = 4;
+/// The destination is not in the mesh, and the workload is `mesh-only`.
+pub const REASON_MESH_ONLY: u32 = 5;
+/// A map was full.
+pub const REASON_MAP_FULL: u32 = 6;
+/// The daemon does not listen in the caller's network namespace.
+pub const REASON_NO_LISTENER: u32 = 7;
+
+/// Returns the words for `reason`, as logs, metrics and `status` show them.
+pub const fn reason_text(reason: u32) -> &'static str {
+    match reason {
+        REASON_INTENTION => "intention",
+        REASON_UNMANAGED => "unmanaged",
+        REASON_UNCLASSIFIED => "unclassified",
+        REASON_NOT_SYNCED => "not-synced",
+        REASON_MESH_ONLY => "mesh-only",
+        REASON_MAP_FULL => "map-full",
+        REASON_NO_LISTENER => "no-listener",
+        _ => "none",
+    }
+}

@@ -1,0 +1,79 @@
+//! What the kernel tells the daemon of one flow.
+
+use crate::{addr::Endpoint, contract, policy::ServiceId};
+
+/// The length of a task's command name, its terminating zero included (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+
+/// Who opened a flow, and what for.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// What the program dialled.
+    pub original_dst: Endpoint,
+    /// The process (thread group) that called `connect()`.
+    pub pid: u32,
+    pub source: ServiceId,
+    pub destination: ServiceId,
+    pub comm: [u8; COMM_LEN],
+    /// `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`) at `connect()`.
+    pub opened_ns: u64,
+}
+contract!(Origin, 56);
+
+/// Value of `SOCKETS`, the kernel's storage on the connecting socket itself; it dies with the socket.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SocketState {
+    pub origin: Origin,
+    /// `SOCKET_*`: what `connect()` decided.
+    pub disposition: u32,
+    pub pad: u32,
+}
+contract!(SocketState, 64);
+
+/// The socket's connection was redirected to the outbound listener.
+pub const SOCKET_CAPTURED: u32 = 1;
+/// The socket connects directly to an allowed service of this host.
+pub const SOCKET_DIRECT: u32 = 2;
+
+/// Key of `FLOWS`: the connecting end of a captured connection as the outbound listener sees it (its peer).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowKey {
+    pub netns: u64,
+    pub peer: Endpoint,
+    pub pad: u32,
+}
+contract!(FlowKey, 32);
+
+/// Value of `FLOWS`: written by `sock_ops` before the listener's `accept()` can return, taken once by the proxy.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowRecord {
+    pub origin: Origin,
+    /// Socket cookie of the connecting socket.
+    pub cookie: u64,
+}
+contract!(FlowRecord, 64);
+
+/// Value of `DIRECT` (key: socket cookie, `u64`): a flow that the kernel connected without the proxy.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirectFlow {
+    pub origin: Origin,
+    pub netns: u64,
+    /// The connecting end; unspecified until the socket has a source port.
+    pub local: Endpoint,
+    /// The end it connects to.
+    pub remote: Endpoint,
+    /// `DIRECT_*`.
+    pub state: u32,
+    pub pad: u32,
+}
+contract!(DirectFlow, 112);
+
+/// `connect()` was allowed; the kernel has not sent a SYN yet.
+pub const DIRECT_ALLOWED: u32 = 0;
+pub const DIRECT_CONNECTING: u32 = 1;
+pub const DIRECT_ESTABLISHED: u32 = 2;

@@ -1,0 +1,111 @@
+//! What the daemon tells the kernel: who is who, what is where, what may connect.
+
+use crate::{addr::Port, contract};
+
+/// A service name's number on this host; the map `NAMES` says which name. 0 is no service.
+///
+/// A workload is bound to one service name, so its identity is a `ServiceId` too.
+pub type ServiceId = u32;
+
+pub const NO_SERVICE: ServiceId = 0;
+
+/// The longest service name, in bytes.
+pub const NAME_LEN: usize = 128;
+
+/// Value of `NAMES`: a service name, padded with zero bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Name(pub [u8; NAME_LEN]);
+contract!(Name, 128);
+
+/// Value of `WORKLOADS` (key: cgroup id, `u64`): what the processes of that cgroup subtree are.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Workload {
+    pub service: ServiceId,
+    /// `WORKLOAD_*` bits.
+    pub flags: u32,
+}
+contract!(Workload, 8);
+
+/// The processes are not subject to the mesh: the daemon itself, and what the configuration lists as exempt.
+pub const WORKLOAD_EXEMPT: u32 = 1;
+/// The workload may reach mesh destinations only (`egress = "mesh-only"`).
+pub const WORKLOAD_MESH_ONLY: u32 = 1 << 1;
+
+/// Value of `DESTINATIONS` (key: [`crate::addr::Endpoint`]): the service whose instance listens there.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Destination {
+    pub service: ServiceId,
+    pub pad: u32,
+}
+contract!(Destination, 8);
+
+/// Key of `PROTECTED`: a port of this host that belongs to a service.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ProtectedKey {
+    pub port: Port,
+    pub pad: [u8; 2],
+}
+contract!(ProtectedKey, 4);
+
+impl ProtectedKey {
+    #[inline(always)]
+    pub const fn new(port: Port) -> Self {
+        Self { port, pad: [0; 2] }
+    }
+}
+
+/// Value of `PROTECTED`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Protected {
+    pub service: ServiceId,
+    /// `PROTECTED_*` bits.
+    pub flags: u32,
+}
+contract!(Protected, 8);
+
+/// The guard counts what it would have denied, and lets it through.
+pub const PROTECTED_PERMISSIVE: u32 = 1;
+
+/// Key of `POLICY`: may `source` connect to `destination`? Only allowed pairs are in the map, so that a missing
+/// entry, for whatever reason, denies.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PolicyKey {
+    pub source: ServiceId,
+    pub destination: ServiceId,
+}
+contract!(PolicyKey, 8);
+
+/// The only value that `POLICY` holds.
+pub const POLICY_ALLOW: u32 = 1;
+
+/// The single value of `SETTINGS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// `SETTINGS_*` bits.
+    pub flags: u32,
+    pub pad: u32,
+    /// Cgroups with an id above this one have not been matched with the selectors yet. Ids of cgroups only grow
+    /// (`kernfs_new_node`: `idr_alloc_cyclic` plus a generation in the upper half).
+    pub classified_up_to: u64,
+    /// The network namespace whose services `PROTECTED` lists, and whose listeners `LISTENERS` holds.
+    pub host_netns: u64,
+    /// Outbound listener ports in the host's namespace, host byte order.
+    pub outbound_port4: u16,
+    pub outbound_port6: u16,
+    pub pad2: u32,
+}
+contract!(Settings, 32);
+
+/// Catalog and intentions were read at least once (from the control plane, or from the disk cache).
+pub const SETTINGS_SYNCED: u32 = 1;
+/// A map did not take all that it should hold: what is not known to be outside the mesh is denied.
+pub const SETTINGS_INCOMPLETE: u32 = 1 << 1;
+/// Allowed flows to a service of this host go through the proxy too (`same_host = "mtls"`).
+pub const SETTINGS_SAME_HOST_MTLS: u32 = 1 << 2;

@@ -1,0 +1,2 @@
+//! Pure decisions.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,10 @@
+//! meshnode's user space: the daemon, the proxy, the control plane (client and embedded server), and the CLI.
+//!
+//! Data flow, outbound: `datapath` (the kernel captured a connection) → `proxy::outbound` → `state` (who may, where
+//! to) → `tls` → `proxy::copy`. Inbound: `proxy::inbound` → `tls` → `state` → the program.
+//! `control_plane` fills `state`; `datapath` writes what the kernel needs of it into the BPF maps.
+
+pub mod catalog;
+pub mod identity;
+pub mod intention;
+pub mod state;

@@ -1,0 +1,3 @@
+//! The `meshnode` binary.
+
+fn main() {}
