@@ -47,14 +47,14 @@ contract!(Destination, 8);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ProtectedKey {
     pub port: Port,
-    pub pad: [u8; 2],
+    pub pad: u16,
 }
 contract!(ProtectedKey, 4);
 
 impl ProtectedKey {
     #[inline(always)]
     pub const fn new(port: Port) -> Self {
-        Self { port, pad: [0; 2] }
+        Self { port, pad: 0 }
     }
 }
 

@@ -34,8 +34,8 @@ const IPPROTO_TCP: u32 = 6;
 /// Cgroups deeper than this below the root are not looked at; the daemon refuses selectors that go deeper.
 const MAX_DEPTH: i32 = 24;
 
-const LOOPBACK4: Addr = Addr::from_v4([127, 0, 0, 1]);
-const LOOPBACK6: Addr = Addr::from_v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+const LOOPBACK4: Addr = Addr::from_v4(u32::from_ne_bytes([127, 0, 0, 1]));
+const LOOPBACK6: Addr = Addr::from_v6([0, 0, 0, 1_u32.to_be()]);
 
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {

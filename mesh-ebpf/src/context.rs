@@ -17,47 +17,51 @@ pub enum Family {
     V6,
 }
 
-/// Words as the context holds them (network order in memory) to an address.
-#[inline(always)]
-fn from_words(words: [u32; 4]) -> Addr {
-    let [a, b, c, d] = words;
-    let [a, b, c, d] = [a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes()];
-    Addr::from_v6([
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ])
+/// Reads a context's field once, with its own width, at a constant offset: the verifier refuses a context pointer
+/// that was computed ("dereference of modified ctx ptr"), which the compiler makes of two plain reads in branches.
+macro_rules! field {
+    ($ctx:expr, $($path:tt)+) => {
+        // SAFETY: the kernel passes a valid context to the program, and the field is in it.
+        unsafe { (&raw const (*$ctx).$($path)+).read_volatile() }
+    };
 }
 
 /// Returns the address the program passed to `connect()`; IPv4-mapped IPv6 is IPv4.
 #[inline(always)]
 pub fn dialled(ctx: &SockAddrContext, family: Family) -> Endpoint {
-    // SAFETY: the kernel passes a valid context; each field is read with the width that the verifier allows.
-    let raw = unsafe { &*ctx.sock_addr };
+    let raw = ctx.sock_addr;
     let addr = match family {
-        Family::V4 => Addr::from_v4(raw.user_ip4.to_ne_bytes()),
-        Family::V6 => from_words([raw.user_ip6[0], raw.user_ip6[1], raw.user_ip6[2], raw.user_ip6[3]]),
+        Family::V4 => Addr::from_v4(field!(raw, user_ip4)),
+        Family::V6 => Addr::from_v6([
+            field!(raw, user_ip6[0]),
+            field!(raw, user_ip6[1]),
+            field!(raw, user_ip6[2]),
+            field!(raw, user_ip6[3]),
+        ]),
     };
     // `user_port` is a `u32` whose first two bytes in memory are the port in network order.
-    let [high, low, ..] = raw.user_port.to_ne_bytes();
-    Endpoint::new(addr, Port::from_wire([high, low]))
+    let [high, low, ..] = field!(raw, user_port).to_ne_bytes();
+    Endpoint::new(addr, Port::from_wire(u16::from_ne_bytes([high, low])))
 }
 
 /// Replaces the address that the call works with, or returns (`getpeername`).
 #[inline(always)]
 pub fn set_address(ctx: &SockAddrContext, family: Family, to: Endpoint) {
-    let o = to.addr.octets();
-    // SAFETY: as in `dialled`; the verifier allows writing these fields in these hooks.
-    let raw = unsafe { &mut *ctx.sock_addr };
-    match family {
-        Family::V4 => raw.user_ip4 = u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
-        Family::V6 => {
-            raw.user_ip6[0] = u32::from_ne_bytes([o[0], o[1], o[2], o[3]]);
-            raw.user_ip6[1] = u32::from_ne_bytes([o[4], o[5], o[6], o[7]]);
-            raw.user_ip6[2] = u32::from_ne_bytes([o[8], o[9], o[10], o[11]]);
-            raw.user_ip6[3] = u32::from_ne_bytes([o[12], o[13], o[14], o[15]]);
+    let [a, b, c, d] = to.addr.words();
+    // SAFETY: the kernel passes a valid context; the verifier allows writing these fields in these hooks.
+    unsafe {
+        let raw = ctx.sock_addr;
+        match family {
+            Family::V4 => (&raw mut (*raw).user_ip4).write_volatile(d),
+            Family::V6 => {
+                (&raw mut (*raw).user_ip6[0]).write_volatile(a);
+                (&raw mut (*raw).user_ip6[1]).write_volatile(b);
+                (&raw mut (*raw).user_ip6[2]).write_volatile(c);
+                (&raw mut (*raw).user_ip6[3]).write_volatile(d);
+            }
         }
+        (&raw mut (*raw).user_port).write_volatile(u32::from(to.port.wire()));
     }
-    let [high, low] = to.port.wire();
-    raw.user_port = u32::from_ne_bytes([high, low, 0, 0]);
 }
 
 #[inline(always)]
@@ -69,39 +73,47 @@ pub fn netns_of(ctx: &SockAddrContext) -> u64 {
 /// The two ends of a socket: (local, remote).
 #[inline(always)]
 pub fn ends(ctx: &SockOpsContext) -> (Endpoint, Endpoint) {
-    // SAFETY: the kernel passes a valid context.
-    let raw = unsafe { &*ctx.ops };
-    // `local_port` is in host order; `remote_port` is a `u32` with the network-order port in its upper half as
-    // stored in memory (`SOCK_OPS_GET_FIELD` of `skc_dport`, shifted by 16 on little endian).
-    let local_port = Port::new(raw.local_port as u16);
-    let [_, _, high, low] = raw.remote_port.to_ne_bytes();
-    let remote_port = Port::from_wire([high, low]);
-    let (local, remote) = if raw.family == AF_INET6 {
-        (
-            from_words([raw.local_ip6[0], raw.local_ip6[1], raw.local_ip6[2], raw.local_ip6[3]]),
-            from_words([raw.remote_ip6[0], raw.remote_ip6[1], raw.remote_ip6[2], raw.remote_ip6[3]]),
-        )
-    } else {
-        (Addr::from_v4(raw.local_ip4.to_ne_bytes()), Addr::from_v4(raw.remote_ip4.to_ne_bytes()))
-    };
-    (Endpoint::new(local, local_port), Endpoint::new(remote, remote_port))
+    let raw = ctx.ops;
+    let v6 = field!(raw, family) == AF_INET6;
+    let local4 = field!(raw, local_ip4);
+    let remote4 = field!(raw, remote_ip4);
+    let local6 =
+        [field!(raw, local_ip6[0]), field!(raw, local_ip6[1]), field!(raw, local_ip6[2]), field!(raw, local_ip6[3])];
+    let remote6 = [
+        field!(raw, remote_ip6[0]),
+        field!(raw, remote_ip6[1]),
+        field!(raw, remote_ip6[2]),
+        field!(raw, remote_ip6[3]),
+    ];
+    // `local_port` is in host order; `remote_port` has the port in network order in its upper half
+    // (`sock_ops_convert_ctx_access` shifts `skc_dport` left by 16 on little endian).
+    let local_port = Port::new(field!(raw, local_port) as u16);
+    let remote_port = Port::from_wire((field!(raw, remote_port) >> 16) as u16);
+    (Endpoint::new(pick(v6, local4, local6), local_port), Endpoint::new(pick(v6, remote4, remote6), remote_port))
+}
+
+#[inline(always)]
+fn pick(v6: bool, four: u32, six: [u32; 4]) -> Addr {
+    if v6 { Addr::from_v6(six) } else { Addr::from_v4(four) }
 }
 
 /// The two ends of an incoming connection: (local, remote).
 #[inline(always)]
 pub fn lookup_ends(ctx: &SkLookupContext) -> (Endpoint, Endpoint) {
-    // SAFETY: the kernel passes a valid context.
-    let raw = unsafe { &*ctx.lookup };
+    let raw = ctx.lookup;
+    let v6 = field!(raw, family) == AF_INET6;
+    let local4 = field!(raw, local_ip4);
+    let remote4 = field!(raw, remote_ip4);
+    let local6 =
+        [field!(raw, local_ip6[0]), field!(raw, local_ip6[1]), field!(raw, local_ip6[2]), field!(raw, local_ip6[3])];
+    let remote6 = [
+        field!(raw, remote_ip6[0]),
+        field!(raw, remote_ip6[1]),
+        field!(raw, remote_ip6[2]),
+        field!(raw, remote_ip6[3]),
+    ];
     // Here `local_port` is a `u32` in host order and `remote_port` two bytes in network order.
-    let local_port = Port::new(raw.local_port as u16);
-    let remote_port = Port::from_wire(raw.remote_port.to_ne_bytes());
-    let (local, remote) = if raw.family == AF_INET6 {
-        (
-            from_words([raw.local_ip6[0], raw.local_ip6[1], raw.local_ip6[2], raw.local_ip6[3]]),
-            from_words([raw.remote_ip6[0], raw.remote_ip6[1], raw.remote_ip6[2], raw.remote_ip6[3]]),
-        )
-    } else {
-        (Addr::from_v4(raw.local_ip4.to_ne_bytes()), Addr::from_v4(raw.remote_ip4.to_ne_bytes()))
-    };
-    (Endpoint::new(local, local_port), Endpoint::new(remote, remote_port))
+    let local_port = Port::new(field!(raw, local_port) as u16);
+    let remote_port = Port::from_wire(field!(raw, remote_port));
+    (Endpoint::new(pick(v6, local4, local6), local_port), Endpoint::new(pick(v6, remote4, remote6), remote_port))
 }

@@ -1,0 +1,62 @@
+//! sock_diag(7): destroying a socket of the host's namespace.
+
+use std::{io, net::IpAddr};
+
+use mesh_common::addr::Endpoint;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+/// Destroys the TCP socket whose own end is `local` and whose peer is `remote`: its program sees `ECONNABORTED`,
+/// its peer a reset. `cookie` makes sure that it is that very socket. Needs `CONFIG_INET_DIAG_DESTROY`.
+pub fn destroy(local: Endpoint, remote: Endpoint, cookie: u64) -> io::Result<()> {
+    let v4 = local.addr.v4().is_some();
+    let mut id = if v4 { SocketId::new_v4() } else { SocketId::new_v6() };
+    id.source_address = IpAddr::from(local.addr);
+    id.source_port = local.port.get();
+    id.destination_address = IpAddr::from(remote.addr);
+    id.destination_port = remote.port.get();
+    id.cookie = cookie.to_ne_bytes();
+    let request = InetRequest {
+        family: if v4 { AF_INET } else { AF_INET6 },
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: id,
+    };
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    // The library knows the query only; the destruction is the same message under another type (nlmsghdr.nlmsg_type).
+    buffer[4..6].copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
+
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&buffer, 0)?;
+    let mut answer = vec![0; 4096];
+    let len = socket.recv(&mut &mut answer[..], 0)?;
+    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer[..len])
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+    match answer.payload {
+        NetlinkPayload::Error(e) if e.code.is_some() => Err(e.to_io()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this kernel destroys sockets on demand: asked for a socket that cannot exist, it answers that there is
+/// none, instead of that it does not know how.
+pub fn can_destroy() -> bool {
+    let nowhere: std::net::SocketAddr = "127.255.255.254:1".parse().expect("a literal address");
+    match destroy(nowhere.into(), nowhere.into(), u64::MAX) {
+        Ok(()) => true,
+        Err(e) => e.raw_os_error() == Some(libc::ENOENT),
+    }
+}
