@@ -77,8 +77,12 @@ pub fn ends(ctx: &SockOpsContext) -> (Endpoint, Endpoint) {
     let v6 = field!(raw, family) == AF_INET6;
     let local4 = field!(raw, local_ip4);
     let remote4 = field!(raw, remote_ip4);
-    let local6 =
-        [field!(raw, local_ip6[0]), field!(raw, local_ip6[1]), field!(raw, local_ip6[2]), field!(raw, local_ip6[3])];
+    let local6 = [
+        field!(raw, local_ip6[0]),
+        field!(raw, local_ip6[1]),
+        field!(raw, local_ip6[2]),
+        field!(raw, local_ip6[3]),
+    ];
     let remote6 = [
         field!(raw, remote_ip6[0]),
         field!(raw, remote_ip6[1]),
@@ -89,7 +93,10 @@ pub fn ends(ctx: &SockOpsContext) -> (Endpoint, Endpoint) {
     // (`sock_ops_convert_ctx_access` shifts `skc_dport` left by 16 on little endian).
     let local_port = Port::new(field!(raw, local_port) as u16);
     let remote_port = Port::from_wire((field!(raw, remote_port) >> 16) as u16);
-    (Endpoint::new(pick(v6, local4, local6), local_port), Endpoint::new(pick(v6, remote4, remote6), remote_port))
+    (
+        Endpoint::new(pick(v6, local4, local6), local_port),
+        Endpoint::new(pick(v6, remote4, remote6), remote_port),
+    )
 }
 
 #[inline(always)]
@@ -104,8 +111,12 @@ pub fn lookup_ends(ctx: &SkLookupContext) -> (Endpoint, Endpoint) {
     let v6 = field!(raw, family) == AF_INET6;
     let local4 = field!(raw, local_ip4);
     let remote4 = field!(raw, remote_ip4);
-    let local6 =
-        [field!(raw, local_ip6[0]), field!(raw, local_ip6[1]), field!(raw, local_ip6[2]), field!(raw, local_ip6[3])];
+    let local6 = [
+        field!(raw, local_ip6[0]),
+        field!(raw, local_ip6[1]),
+        field!(raw, local_ip6[2]),
+        field!(raw, local_ip6[3]),
+    ];
     let remote6 = [
         field!(raw, remote_ip6[0]),
         field!(raw, remote_ip6[1]),
@@ -115,5 +126,8 @@ pub fn lookup_ends(ctx: &SkLookupContext) -> (Endpoint, Endpoint) {
     // Here `local_port` is a `u32` in host order and `remote_port` two bytes in network order.
     let local_port = Port::new(field!(raw, local_port) as u16);
     let remote_port = Port::from_wire(field!(raw, remote_port));
-    (Endpoint::new(pick(v6, local4, local6), local_port), Endpoint::new(pick(v6, remote4, remote6), remote_port))
+    (
+        Endpoint::new(pick(v6, local4, local6), local_port),
+        Endpoint::new(pick(v6, remote4, remote6), remote_port),
+    )
 }

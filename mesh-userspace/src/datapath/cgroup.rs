@@ -9,7 +9,9 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CgroupError {
-    #[error("no cgroup v2 hierarchy is mounted (looked into /proc/self/mountinfo): mount one, `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1")]
+    #[error(
+        "no cgroup v2 hierarchy is mounted (looked into /proc/self/mountinfo): mount one, `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1"
+    )]
     NotMounted,
     #[error("cgroup_root {path} is no cgroup below {mount}: {source}", path = path.display(), mount = mount.display())]
     Root { path: PathBuf, mount: PathBuf, source: io::Error },
@@ -63,7 +65,11 @@ impl Governed {
     /// Creates `relative` (and what is above it), and returns its path.
     pub fn make(&self, relative: &str) -> Result<PathBuf, CgroupError> {
         let path = self.path.join(relative.trim_start_matches('/'));
-        fs::create_dir_all(&path).map_err(|source| CgroupError::Io { op: "create", path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(|source| CgroupError::Io {
+            op: "create",
+            path: path.clone(),
+            source,
+        })?;
         Ok(path)
     }
 }
@@ -134,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_standard_mount_wins_over_a_bind_elsewhere() {
-        let text = "40 1 0:28 / /mnt/cg rw - cgroup2 cgroup2 rw\n41 1 0:28 / /sys/fs/cgroup rw - cgroup2 none rw\n";
+        let text =
+            "40 1 0:28 / /mnt/cg rw - cgroup2 cgroup2 rw\n41 1 0:28 / /sys/fs/cgroup rw - cgroup2 none rw\n";
         assert_eq!(mount_point(text), Some("/sys/fs/cgroup".into()));
     }
 }

@@ -137,7 +137,8 @@ impl Classifier {
             Ok(wd) => drop(self.watches.insert(wd, path.to_owned())),
             Err(e) if is_gone(&e) => return Ok(()),
             Err(e) => {
-                let hint = format!("cannot watch {}: {e} (raise fs.inotify.max_user_watches)", path.display());
+                let hint =
+                    format!("cannot watch {}: {e} (raise fs.inotify.max_user_watches)", path.display());
                 return Err(io::Error::new(e.kind(), hint));
             }
         }

@@ -49,7 +49,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 65_536, direct_flows: 65_536, destinations: 262_144, policies: 262_144, workloads: 16_384 }
+        Self {
+            flows: 65_536,
+            direct_flows: 65_536,
+            destinations: 262_144,
+            policies: 262_144,
+            workloads: 16_384,
+        }
     }
 }
 
@@ -64,7 +70,9 @@ pub enum LoadError {
     BpfFs { path: PathBuf, source: io::Error },
     #[error("the kernel did not take the BPF programs: {0}; `meshnode doctor` says what is missing")]
     Load(#[from] EbpfError),
-    #[error("the kernel did not take BPF program {program}: {source}; `meshnode doctor` says what is missing")]
+    #[error(
+        "the kernel did not take BPF program {program}: {source}; `meshnode doctor` says what is missing"
+    )]
     Program { program: &'static str, source: Box<ProgramError> },
     #[error("cannot pin the link of {program}: {source}")]
     Pin { program: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
@@ -88,8 +96,16 @@ impl Hook {
 }
 
 pub const HOOKS: [Hook; 6] = [
-    Hook { program: "mesh_connect4", name: "cgroup/connect4", attach_type: bpf_attach_type::BPF_CGROUP_INET4_CONNECT },
-    Hook { program: "mesh_connect6", name: "cgroup/connect6", attach_type: bpf_attach_type::BPF_CGROUP_INET6_CONNECT },
+    Hook {
+        program: "mesh_connect4",
+        name: "cgroup/connect4",
+        attach_type: bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+    },
+    Hook {
+        program: "mesh_connect6",
+        name: "cgroup/connect6",
+        attach_type: bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+    },
     Hook {
         program: "mesh_peername4",
         name: "cgroup/getpeername4",
@@ -169,6 +185,11 @@ impl Loaded {
         Ok(Self { ebpf, adopted, dir, cgroup, netns, _lock: lock })
     }
 
+    /// Where the map `name` is pinned.
+    pub fn map_pin(&self, name: &str) -> PathBuf {
+        self.dir.join("maps").join(name)
+    }
+
     /// Asks the kernel what is in effect at `hook`; nothing is remembered.
     pub fn verify(&self, hook: &Hook) -> (AttachState, String) {
         let ours = match self.ebpf.program(hook.program).map(Program::info) {
@@ -176,7 +197,8 @@ impl Loaded {
             _ => return (AttachState::Missing, "the program is not loaded".into()),
         };
         let pin = self.dir.join("links").join(hook.program);
-        let facts = match sys::open_pinned(&pin).and_then(|fd| sys::link_facts(fd.as_fd(), hook.is_cgroup())) {
+        let facts = match sys::open_pinned(&pin).and_then(|fd| sys::link_facts(fd.as_fd(), hook.is_cgroup()))
+        {
             Ok(facts) => facts,
             Err(e) => return (AttachState::Missing, format!("link {}: {e}", pin.display())),
         };
@@ -203,7 +225,11 @@ pub fn detach(bpf_dir: &Path) -> Result<bool, LoadError> {
         return Ok(false);
     }
     let _lock = lock(bpf_dir)?;
-    fs::remove_dir_all(bpf_dir).map_err(|source| LoadError::Io { op: "remove", path: bpf_dir.into(), source })?;
+    fs::remove_dir_all(bpf_dir).map_err(|source| LoadError::Io {
+        op: "remove",
+        path: bpf_dir.into(),
+        source,
+    })?;
     Ok(true)
 }
 
@@ -252,7 +278,8 @@ fn attach(program: &mut Program, hook: &Hook, target: &File, pin: &Path) -> Resu
 fn adopt(link: &OwnedFd, program: BorrowedFd<'_>, hook: &Hook, target: &File) -> bool {
     let Ok(facts) = sys::link_facts(link.as_fd(), hook.is_cgroup()) else { return false };
     let Ok(meta) = target.metadata() else { return false };
-    facts.target == std::os::unix::fs::MetadataExt::ino(&meta) && sys::link_update(link.as_fd(), program).is_ok()
+    facts.target == std::os::unix::fs::MetadataExt::ino(&meta)
+        && sys::link_update(link.as_fd(), program).is_ok()
 }
 
 fn new_link(program: &mut Program, target: &File) -> Result<Result<FdLink, LinkError>, ProgramError> {
@@ -287,8 +314,14 @@ fn ensure_bpffs(bpf_dir: &Path) -> Result<(), LoadError> {
     let mount_point = bpf_dir.parent().unwrap_or(bpf_dir);
     let failed = |source: io::Error| LoadError::BpfFs { path: mount_point.into(), source };
     fs::create_dir_all(mount_point).map_err(failed)?;
-    mount(Some("bpf"), mount_point, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=700"))
-        .map_err(|e| failed(e.into()))
+    mount(
+        Some("bpf"),
+        mount_point,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=700"),
+    )
+    .map_err(|e| failed(e.into()))
 }
 
 fn lock(bpf_dir: &Path) -> Result<Flock<File>, LoadError> {

@@ -53,7 +53,10 @@ impl Names {
     }
 
     /// Gives each of `wanted` a number; returns the entries that are new, for the map.
-    pub fn assign<'a>(&mut self, wanted: impl IntoIterator<Item = &'a ServiceName>) -> Vec<(ServiceId, Name)> {
+    pub fn assign<'a>(
+        &mut self,
+        wanted: impl IntoIterator<Item = &'a ServiceName>,
+    ) -> Vec<(ServiceId, Name)> {
         let mut added = Vec::new();
         let mut names = None;
         for name in wanted {
@@ -63,9 +66,7 @@ impl Names {
             debug_assert_ne!(self.last.wrapping_add(1), NO_SERVICE);
             self.last += 1;
             self.ids.insert(name.clone(), self.last);
-            names
-                .get_or_insert_with(|| HashMap::clone(&self.names.load()))
-                .insert(self.last, name.clone());
+            names.get_or_insert_with(|| HashMap::clone(&self.names.load())).insert(self.last, name.clone());
             added.push((self.last, encode(name)));
         }
         if let Some(names) = names {

@@ -17,7 +17,12 @@ use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a whole, initialised `bpf_attr`, and its size goes with it.
     let ret = unsafe {
-        libc::syscall(libc::SYS_bpf, cmd as libc::c_long, std::ptr::from_mut(attr), mem::size_of::<bpf_attr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            cmd as libc::c_long,
+            std::ptr::from_mut(attr),
+            mem::size_of::<bpf_attr>(),
+        )
     };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
