@@ -6,11 +6,13 @@ use anyhow::{Result, bail};
 
 use crate::{build_ebpf, process, tidy, workspace};
 
+type Check = fn() -> Result<()>;
+
 /// Runs all checks; fails with the names of those that found something.
 pub fn run() -> Result<()> {
     crate::setup::run(crate::setup::Purpose::Lint)?;
     build_ebpf::run(&build_ebpf::Args::default())?;
-    let checks: [(&str, fn() -> Result<()>); 6] = [
+    let checks: [(&str, Check); 6] = [
         ("tidy", tidy::run),
         ("fmt", fmt),
         ("clippy", clippy),
@@ -74,7 +76,7 @@ fn advisories() -> Result<()> {
         Ok(_) => process::run(&mut cargo(&["deny", "--log-level", "error", "check", "advisories"])),
         Err(error) => {
             println!("lint: ADVISORIES WERE NOT CHECKED: their database can't be fetched from here");
-            println!("lint: {}", format!("{error:#}").lines().last().unwrap_or_default());
+            println!("lint: {}", format!("{error:#}").lines().last().unwrap_or_default().trim());
             Ok(())
         }
     }

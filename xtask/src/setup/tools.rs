@@ -43,7 +43,16 @@ pub fn cargo_deny() -> Result<()> {
     said("cargo-deny", &format!("building {CARGO_DENY}"));
     let mut cargo = process::command(workspace::cargo());
     // Unoptimised it is built in half the time, and checks this workspace in a second all the same.
-    cargo.args(["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--quiet", "--debug"]);
+    cargo.args([
+        "install",
+        "cargo-deny",
+        "--version",
+        CARGO_DENY,
+        "--locked",
+        "--quiet",
+        "--debug",
+        "--no-default-features",
+    ]);
     process::run(&mut cargo)?;
     said("cargo-deny", "installed");
     Ok(())
