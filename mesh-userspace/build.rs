@@ -4,7 +4,6 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::exit,
     time::SystemTime,
 };
 
@@ -25,33 +24,27 @@ fn main() {
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo gives every build script an OUT_DIR"));
     if !object.is_file() {
-        fail(MISSING);
-    }
-    if let Err(error) = fs::copy(&object, out.join("mesh-ebpf.o")) {
-        fail(&format!("cannot copy the BPF object {}: {error}", object.display()));
-    }
-    if given.is_none() {
+        // Cargo fails the build for it, and with exit status 0 shows this line alone.
+        println!("cargo::error={MISSING}");
+    } else if let Err(error) = fs::copy(&object, out.join("mesh-ebpf.o")) {
+        println!("cargo::error=cannot copy the BPF object {}: {error}", object.display());
+    } else if given.is_none() {
         warn_if_older_than_sources(workspace, &object.with_extension("stamp"));
     }
 }
 
-fn fail(reason: &str) -> ! {
-    println!("cargo::error={reason}");
-    exit(1);
-}
-
-/// Warns when a source of the object is newer than `stamp`, which `build-ebpf` writes each time it succeeds.
+/// Warns when a source of the object was changed since `stamp`, which `build-ebpf` writes: the time of the newest one.
 fn warn_if_older_than_sources(workspace: &Path, stamp: &Path) {
-    let built = modified(stamp);
-    let mut newest = None;
-    for folder in ["mesh-ebpf/src", "mesh-common/src"] {
-        let folder = workspace.join(folder);
-        println!("cargo::rerun-if-changed={}", folder.display());
-        newest = newest.max(newest_in(&folder));
+    let folders = ["mesh-ebpf/src", "mesh-common/src"].map(|folder| workspace.join(folder));
+    for watched in folders.iter().map(PathBuf::as_path).chain([stamp]) {
+        println!("cargo::rerun-if-changed={}", watched.display());
     }
-    if newest > built {
+    let newest = folders.iter().filter_map(|folder| newest_in(folder)).max();
+    let nanos =
+        newest.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|age| age.as_nanos());
+    if fs::read_to_string(stamp).ok() != nanos.map(|nanos| nanos.to_string()) {
         println!(
-            "cargo::warning=the embedded BPF object is older than its sources: run `cargo xtask build-ebpf`"
+            "cargo::warning=the embedded BPF object is not of these sources: run `cargo xtask build-ebpf`"
         );
     }
 }
@@ -61,11 +54,7 @@ fn newest_in(folder: &Path) -> Option<SystemTime> {
     entries
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            if path.is_dir() { newest_in(&path) } else { modified(&path) }
+            if path.is_dir() { newest_in(&path) } else { path.metadata().ok()?.modified().ok() }
         })
         .max()
-}
-
-fn modified(path: &Path) -> Option<SystemTime> {
-    path.metadata().ok()?.modified().ok()
 }

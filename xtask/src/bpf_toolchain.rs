@@ -8,12 +8,17 @@ use std::{
 
 use crate::{process, workspace};
 
+/// The oldest Rust that builds the workspace (`rust-version` in Cargo.toml).
+const OLDEST: (u32, u32) = (1, 95);
+
 /// A Rust toolchain whose sysroot holds the source of `core`, so that `-Z build-std` works.
 pub struct Toolchain {
     pub cargo: PathBuf,
     pub rustc: PathBuf,
     /// As rustc says it.
     pub version: String,
+    /// The major version of its LLVM: bpf-linker reads the bitcode of no newer one than its own.
+    pub llvm: u32,
 }
 
 impl Toolchain {
@@ -38,9 +43,14 @@ impl Toolchain {
         if !core.is_file() || !process::is_executable(&cargo) {
             return None;
         }
-        let version =
-            process::output(Command::new(&rustc).arg("--version").env_remove("LD_LIBRARY_PATH")).ok()?;
-        Some(Self { cargo, rustc, version })
+        let said = process::output(Command::new(&rustc).arg("-vV").env_remove("LD_LIBRARY_PATH")).ok()?;
+        let field = |name: &str| said.lines().find_map(|line| line.strip_prefix(name));
+        if major_minor(field("release: ")?)? < OLDEST {
+            return None;
+        }
+        let (llvm, _) = major_minor(field("LLVM version: ")?)?;
+        let version = said.lines().next()?.to_owned();
+        Some(Self { cargo, rustc, version, llvm })
     }
 }
 
@@ -62,6 +72,11 @@ pub fn find_linker() -> Option<PathBuf> {
         let installed = home("CARGO_HOME", ".cargo")?.join("bin/bpf-linker");
         process::is_executable(&installed).then_some(installed)
     })
+}
+
+fn major_minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 fn rustup_toolchains() -> Vec<PathBuf> {

@@ -1,6 +1,10 @@
 //! `build-ebpf`: builds the BPF programs into one object, at the place where the user-space build embeds it from.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result};
 
@@ -10,6 +14,9 @@ const TARGET: &str = "bpfel-unknown-none";
 
 /// What rustc is told besides the profile: BTF needs full debug info, and the linker to keep it.
 const RUSTC_FLAGS: [&str; 4] = ["-C", "debuginfo=2", "-C", "link-arg=--btf"];
+
+/// What mesh-userspace/build.rs, too, compares with the stamp beside the object.
+const SOURCES: [&str; 2] = ["mesh-ebpf/src", "mesh-common/src"];
 
 #[derive(clap::Args, Default)]
 pub struct Args {
@@ -40,20 +47,22 @@ pub fn run(args: &Args) -> Result<()> {
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    let newest_source = SOURCES.iter().filter_map(|folder| newest_in(&workspace::root().join(folder))).max();
     process::run(&mut cargo)?;
 
     let built = target_dir.join(TARGET).join("release/mesh-ebpf");
     let place = workspace::target().join("bpf/mesh-ebpf.o");
-    let changed = publish(&built, &place)?;
-    // mesh-userspace/build.rs compares the sources with this file, which is renewed also when the object is the same.
-    fs::write(place.with_extension("stamp"), &toolchain.version)?;
+    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    let changed = write_if_changed(&place, &bytes)?;
+    if let Some(newest) = newest_source {
+        write_if_changed(&place.with_extension("stamp"), newest.as_nanos().to_string().as_bytes())?;
+    }
     let state = if changed { "written" } else { "unchanged" };
     println!("{} {state} ({}, {})", place.display(), toolchain.version, linker.display());
     Ok(())
 }
 
-fn publish(built: &Path, place: &Path) -> Result<bool> {
-    let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+fn write_if_changed(place: &Path, bytes: &[u8]) -> Result<bool> {
     if fs::read(place).is_ok_and(|old| old == bytes) {
         return Ok(false);
     }
@@ -64,4 +73,18 @@ fn publish(built: &Path, place: &Path) -> Result<bool> {
     fs::write(&half, bytes)?;
     fs::rename(&half, place).with_context(|| format!("cannot write {}", place.display()))?;
     Ok(true)
+}
+
+/// Returns the time of the newest file below `folder`, since the epoch.
+fn newest_in(folder: &Path) -> Option<Duration> {
+    let entries = fs::read_dir(folder).ok()?;
+    entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            if path.is_dir() {
+                return newest_in(&path);
+            }
+            path.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()
+        })
+        .max()
 }

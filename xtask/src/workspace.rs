@@ -21,7 +21,6 @@ pub fn tools() -> PathBuf {
 }
 
 /// Returns the cargo that runs this xtask: its version is what rust-toolchain.toml names.
-#[expect(dead_code, reason = "lint and test, the next commits, use it")]
 pub fn cargo() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
