@@ -8,3 +8,4 @@ pub mod catalog;
 pub mod identity;
 pub mod intention;
 pub mod state;
+pub mod tls;
