@@ -7,5 +7,6 @@
 pub mod catalog;
 pub mod identity;
 pub mod intention;
+pub mod proxy;
 pub mod state;
 pub mod tls;

@@ -1,0 +1,163 @@
+//! Who may connect to whom, with which certificate: pure decisions over one view of the mesh.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::{
+    flow::{Direction, Flow, Origin},
+    outbound::CapturedFlow,
+    reason::Reason,
+};
+use crate::{
+    catalog::Instance,
+    identity::{Leaf, Roots, ServiceName},
+    state::Mesh,
+};
+
+/// What a TLS connection of a local service needs.
+pub(super) struct Identity {
+    pub(super) leaf: Arc<Leaf>,
+    pub(super) roots: Arc<Roots>,
+}
+
+/// Where a captured connection goes, and as whom.
+pub(super) struct Route {
+    pub(super) identity: Identity,
+    pub(super) instance: Arc<Instance>,
+}
+
+/// Returns the route of a captured connection, if it may be at all.
+pub(super) fn route(mesh: &Mesh, captured: &CapturedFlow, now: SystemTime) -> Result<Route, Reason> {
+    authorize(mesh, &captured.source, &captured.destination)?;
+    let catalog = mesh.catalog.as_ref().ok_or(Reason::NotSynced)?;
+    let instance = catalog
+        .instance_at(captured.original_dst)
+        .ok_or_else(|| Reason::NoInstance(captured.destination.clone()))?;
+    if instance.service != captured.destination {
+        return Err(Reason::OtherService {
+            expected: captured.destination.clone(),
+            found: instance.service.clone(),
+        });
+    }
+    Ok(Route { identity: identity(mesh, &captured.source, now)?, instance: instance.clone() })
+}
+
+/// Returns what `service` of this host proves itself with.
+pub(super) fn identity(mesh: &Mesh, service: &ServiceName, now: SystemTime) -> Result<Identity, Reason> {
+    let roots = mesh.roots.clone().ok_or(Reason::NoRoots)?;
+    let leaf = mesh.leafs.get(service).cloned().ok_or_else(|| Reason::NoLeaf(service.clone()))?;
+    if leaf.not_after <= now {
+        return Err(Reason::LeafExpired(service.clone()));
+    }
+    Ok(Identity { leaf, roots })
+}
+
+/// Allows what an intention allows; everything is denied before the first sync.
+pub(super) fn authorize(mesh: &Mesh, source: &ServiceName, destination: &ServiceName) -> Result<(), Reason> {
+    let intentions = mesh.intentions.as_ref().filter(|_| mesh.is_synced()).ok_or(Reason::NotSynced)?;
+    if intentions.allows(source, destination) {
+        return Ok(());
+    }
+    Err(Reason::NotAllowed { from: source.clone(), to: destination.clone() })
+}
+
+/// Returns why a live flow may no longer be there under `mesh`; `None` if it may, or is not decided yet.
+pub(super) fn recheck(mesh: &Mesh, flow: &Flow) -> Option<Reason> {
+    let Origin { source, destination, .. } = flow.origin()?;
+    let local = match flow.direction() {
+        Direction::Outbound => source,
+        Direction::Inbound => destination,
+    };
+    if mesh.roots.is_none() || !mesh.leafs.contains_key(local) {
+        return Some(Reason::IdentityGone(local.clone()));
+    }
+    authorize(mesh, source, destination).is_err().then_some(Reason::Revoked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        catalog::Catalog,
+        intention::{Action, Intention, Intentions},
+        tls::test_pki::Ca,
+    };
+
+    fn mesh() -> Mesh {
+        let ca = Ca::new("td.consul");
+        let instance = Instance {
+            service: "db".parse().unwrap(),
+            id: "db".to_owned(),
+            node: "b".to_owned(),
+            datacenter: "dc1".to_owned(),
+            namespace: "default".to_owned(),
+            address: "10.0.0.2:5432".parse().unwrap(),
+            mesh: "10.0.0.2:21000".parse().unwrap(),
+        };
+        let allow = Intention {
+            id: String::new(),
+            source: "web".parse().unwrap(),
+            destination: "db".parse().unwrap(),
+            action: Action::Allow,
+        };
+        let leaf = ca.leaf("web");
+        Mesh {
+            roots: Some(ca.roots()),
+            leafs: [(leaf.id.service.clone(), leaf)].into(),
+            catalog: Some(Arc::new(Catalog::new([instance]))),
+            intentions: Some(Arc::new(Intentions::new([allow], Action::Deny))),
+            stale_since: None,
+        }
+    }
+
+    fn captured() -> CapturedFlow {
+        CapturedFlow {
+            original_dst: "10.0.0.2:5432".parse().unwrap(),
+            source: "web".parse().unwrap(),
+            destination: "db".parse().unwrap(),
+            pid: 1,
+            program: "psql".to_owned(),
+            cookie: 1,
+        }
+    }
+
+    fn refused(mesh: &Mesh, captured: &CapturedFlow) -> Option<&'static str> {
+        route(mesh, captured, SystemTime::now()).err().map(|reason| reason.name())
+    }
+
+    #[test]
+    fn an_allowed_flow_gets_the_instance_that_was_dialled_and_the_callers_leaf() {
+        let route = route(&mesh(), &captured(), SystemTime::now()).ok().unwrap();
+        assert_eq!(route.instance.mesh, "10.0.0.2:21000".parse().unwrap());
+        assert_eq!(route.identity.leaf.id.service.as_str(), "web");
+    }
+
+    #[test]
+    fn each_missing_piece_refuses_with_its_own_reason() {
+        type Spoil = fn(&mut Mesh, &mut CapturedFlow);
+        let cases: [(&str, Spoil); 8] = [
+            ("not-synced", |mesh, _| mesh.catalog = None),
+            ("not-synced", |mesh, _| mesh.intentions = None),
+            ("not-allowed", |mesh, _| mesh.intentions = Some(Arc::default())),
+            ("not-allowed", |_, captured| captured.source = "cron".parse().unwrap()),
+            ("no-instance", |_, captured| captured.original_dst = "10.0.0.2:80".parse().unwrap()),
+            ("no-leaf", |mesh, _| mesh.leafs.clear()),
+            ("no-roots", |mesh, _| mesh.roots = None),
+            ("other-service", |mesh, captured| {
+                mesh.intentions = Some(Arc::new(Intentions::new([], Action::Allow)));
+                captured.destination = "cache".parse().unwrap();
+            }),
+        ];
+        assert_eq!(refused(&mesh(), &captured()), None);
+        for (reason, spoil) in cases {
+            let (mut mesh, mut captured) = (mesh(), captured());
+            spoil(&mut mesh, &mut captured);
+            assert_eq!(refused(&mesh, &captured), Some(reason));
+        }
+    }
+
+    #[test]
+    fn an_expired_leaf_of_this_host_is_not_used() {
+        let (mesh, later) = (mesh(), SystemTime::now() + std::time::Duration::from_secs(100 * 3600));
+        assert_eq!(route(&mesh, &captured(), later).err().unwrap().name(), "leaf-expired");
+    }
+}
