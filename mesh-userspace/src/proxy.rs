@@ -51,6 +51,8 @@ use crate::{
     tls::{PeerError, TlsConfigs},
 };
 
+/// Connections that may wait to be accepted on one listener; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
 /// How long a cut flow may take to be gone, once the drain's deadline has passed.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
@@ -156,6 +158,9 @@ pub fn start(
 
 fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
     std.set_nonblocking(true)?;
+    // std listens with a queue of 128, which a burst of connections overflows: the kernel drops SYNs, and programs wait
+    // a second for the retransmission. listen(2) on a listening socket changes the queue's length.
+    socket2::SockRef::from(&std).listen(BACKLOG)?;
     TcpListener::from_std(std)
 }
 

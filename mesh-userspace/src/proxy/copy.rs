@@ -4,7 +4,7 @@
 //! |---|---|
 //! | program sends FIN | `close_notify`, then FIN; the other direction goes on |
 //! | peer sends `close_notify` | FIN; the other direction goes on |
-//! | either resets, or vanishes (keepalive) | reset |
+//! | either resets, or vanishes (keepalive) | reset, after what it had sent before, as far as that fits now |
 //! | peer's TCP ends without `close_notify` | reset: a stream cut short must not look complete |
 //!
 //! One task serves both directions, with one pass over each byte beyond what rustls does: a socket is read into the
@@ -33,6 +33,8 @@ use super::{flow::Flow, reason::Reason};
 const READ: usize = 64 * 1024;
 /// What one read may decrypt to, together with the record of which rustls already holds a part.
 const PLAIN: usize = READ + 32 * 1024;
+/// Rounds of both directions before other flows of the thread get their turn: about a mebibyte each way.
+const ROUNDS: usize = 16;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { wire: Vec::new(), plain: Vec::new() }) };
@@ -72,6 +74,7 @@ pub(super) async fn copy(
         incoming: Incoming::Open { handshake_leftover: true },
         unwritten: Vec::new(),
         written: 0,
+        failed: None,
         program_lost: None,
         mesh_lost: None,
     };
@@ -88,6 +91,9 @@ struct Copy<'a> {
     /// Decrypted bytes that the program did not take yet: `unwritten[written..]`.
     unwritten: Vec<u8>,
     written: usize,
+    /// A side could not be written to. It may have sent something before it went: that is still passed on, without
+    /// waiting for anybody, and then the flow ends for this reason.
+    failed: Option<Reason>,
     program_lost: Option<Lost<'a>>,
     mesh_lost: Option<Lost<'a>>,
 }
@@ -100,6 +106,8 @@ enum Outgoing {
     Closing,
     /// FIN was sent to the peer.
     Closed,
+    /// The peer does not take anything any more.
+    Failed,
 }
 
 /// Mesh to program.
@@ -113,6 +121,8 @@ enum Incoming {
     Closing,
     /// FIN was sent to the program.
     Closed,
+    /// The program does not take anything any more.
+    Failed,
 }
 
 /// Resolves once a socket has failed.
@@ -123,42 +133,65 @@ type Progress = Result<bool, Reason>;
 
 impl Copy<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
-        loop {
-            // Each direction runs until its sockets make it wait, or until tokio's budget for this task is used up.
-            let moved = self.send(cx)? | self.receive(cx)?;
+        for _ in 0..ROUNDS {
+            let moved = self.round(cx).map_err(|reason| self.cause(reason))?;
             if self.outgoing == Outgoing::Closed && self.incoming == Incoming::Closed {
                 return Poll::Ready(Ok(()));
             }
             if !moved {
+                if let Some(reason) = self.failed.take() {
+                    return Poll::Ready(Err(reason));
+                }
                 self.watch_unread(cx)?;
                 return Poll::Pending;
             }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn round(&mut self, cx: &mut Context<'_>) -> Progress {
+        Ok(self.send(cx)? | self.receive(cx)?)
+    }
+
+    /// Of what a lost side shows when it is read and what it showed when it was written to, the one that says more.
+    fn cause(&mut self, reason: Reason) -> Reason {
+        match reason {
+            Reason::RefusedByPeer(_) => reason,
+            other => self.failed.take().unwrap_or(other),
         }
     }
 
     /// One step from the program to the mesh.
     fn send(&mut self, cx: &mut Context<'_>) -> Progress {
-        if self.outgoing == Outgoing::Closed {
+        if matches!(self.outgoing, Outgoing::Closed | Outgoing::Failed) {
             return Ok(false);
         }
         let mut moved = false;
         // Also what rustls itself has to say: alerts, answers to key updates.
         while self.tls.wants_write() {
             match self.send_records(cx) {
-                Poll::Ready(result) => result.map_err(|e| Reason::PeerReset(e.kind()))?,
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Ready(Err(error)) => return Ok(self.cannot_send(&error)),
                 Poll::Pending => return Ok(moved),
             }
-            moved = true;
         }
         if self.outgoing == Outgoing::Closing {
-            shutdown(self.mesh).map_err(|e| Reason::PeerReset(e.kind()))?;
-            self.outgoing = Outgoing::Closed;
-            return Ok(true);
+            return match shutdown(self.mesh) {
+                Ok(()) => {
+                    self.outgoing = Outgoing::Closed;
+                    Ok(true)
+                }
+                Err(error) => Ok(self.cannot_send(&error)),
+            };
         }
         Scratch::with(|_, plain| match poll_read(self.program, cx, &mut plain[..READ]) {
             Poll::Pending => Ok(moved),
             Poll::Ready(Err(error)) => Err(Reason::ProgramReset(error.kind())),
             Poll::Ready(Ok(0)) => {
+                if let Some(reason) = self.failed.take() {
+                    return Err(reason);
+                }
                 self.tls.send_close_notify();
                 self.outgoing = Outgoing::Closing;
                 Ok(true)
@@ -171,43 +204,66 @@ impl Copy<'_> {
         })
     }
 
+    fn cannot_send(&mut self, error: &io::Error) -> bool {
+        self.failed.get_or_insert(Reason::PeerReset(error.kind()));
+        self.outgoing = Outgoing::Failed;
+        true
+    }
+
+    fn cannot_deliver(&mut self, error: &io::Error) -> bool {
+        self.failed.get_or_insert(Reason::ProgramReset(error.kind()));
+        self.incoming = Incoming::Failed;
+        true
+    }
+
     /// One step from the mesh to the program.
     fn receive(&mut self, cx: &mut Context<'_>) -> Progress {
-        if self.incoming == Incoming::Closed {
+        if matches!(self.incoming, Incoming::Closed | Incoming::Failed) {
             return Ok(false);
         }
         let mut moved = false;
         while self.written < self.unwritten.len() {
             match poll_write(self.program, cx, &self.unwritten[self.written..]) {
-                Poll::Ready(result) => self.written += result.map_err(|e| Reason::ProgramReset(e.kind()))?,
+                Poll::Ready(Ok(count)) => self.written += count,
+                Poll::Ready(Err(error)) => return Ok(self.cannot_deliver(&error)),
                 Poll::Pending => return Ok(moved),
             }
             moved = true;
         }
         (self.unwritten, self.written) = (Vec::new(), 0);
         match self.incoming {
-            Incoming::Closing => {
-                shutdown(self.program).map_err(|e| Reason::ProgramReset(e.kind()))?;
-                self.incoming = Incoming::Closed;
-                Ok(true)
-            }
+            Incoming::Closing => self.finish_receiving(),
             Incoming::Open { handshake_leftover: true } => {
                 self.incoming = Incoming::Open { handshake_leftover: false };
                 Scratch::with(|_, plain| {
                     let filled = self.take_plaintext(plain)?;
-                    self.deliver(&plain[..filled])
-                })?;
-                Ok(true)
+                    self.deliver(&plain[..filled]);
+                    Ok(true)
+                })
             }
             _ => Scratch::with(|wire, plain| match poll_read(self.mesh, cx, wire) {
                 Poll::Pending => Ok(moved),
                 Poll::Ready(Err(error)) => Err(Reason::PeerReset(error.kind())),
                 Poll::Ready(Ok(count)) => {
                     let filled = self.decrypt(&wire[..count], plain)?;
-                    self.deliver(&plain[..filled])?;
+                    self.deliver(&plain[..filled]);
                     Ok(true)
                 }
             }),
+        }
+    }
+
+    /// The peer has said all, and the program has it.
+    fn finish_receiving(&mut self) -> Progress {
+        if let Some(reason) = self.failed.take() {
+            return Err(reason);
+        }
+        match shutdown(self.program) {
+            Ok(()) => {
+                self.incoming = Incoming::Closed;
+                Ok(true)
+            }
+            Err(error) => Ok(self.cannot_deliver(&error)),
         }
     }
 
@@ -246,17 +302,19 @@ impl Copy<'_> {
     }
 
     /// Writes to the program what it takes now, and keeps the rest.
-    fn deliver(&mut self, mut plain: &[u8]) -> Result<(), Reason> {
+    fn deliver(&mut self, mut plain: &[u8]) {
         self.flow.add_in(plain.len());
         while !plain.is_empty() {
             match self.program.try_write(plain) {
                 Ok(count) => plain = &plain[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(Reason::ProgramReset(error.kind())),
+                Err(error) => {
+                    self.cannot_deliver(&error);
+                    return;
+                }
             }
         }
         self.unwritten.extend_from_slice(plain);
-        Ok(())
     }
 
     /// A last attempt to tell the peer why; the reset follows anyway.

@@ -1,10 +1,9 @@
 //! Who may connect to whom, with which certificate: pure decisions over one view of the mesh.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use super::{
     flow::{Direction, Flow, Origin},
-    outbound::CapturedFlow,
     reason::Reason,
 };
 use crate::{
@@ -19,26 +18,29 @@ pub(super) struct Identity {
     pub(super) roots: Arc<Roots>,
 }
 
-/// Where a captured connection goes, and as whom.
+/// Where a origin connection goes, and as whom.
 pub(super) struct Route {
     pub(super) identity: Identity,
     pub(super) instance: Arc<Instance>,
 }
 
-/// Returns the route of a captured connection, if it may be at all.
-pub(super) fn route(mesh: &Mesh, captured: &CapturedFlow, now: SystemTime) -> Result<Route, Reason> {
-    authorize(mesh, &captured.source, &captured.destination)?;
+/// Returns the route of a captured connection to `original_dst`, if it may be at all.
+pub(super) fn route(
+    mesh: &Mesh,
+    origin: &Origin,
+    original_dst: SocketAddr,
+    now: SystemTime,
+) -> Result<Route, Reason> {
+    let Origin { source, destination, .. } = origin;
+    authorize(mesh, source, destination)?;
     let catalog = mesh.catalog.as_ref().ok_or(Reason::NotSynced)?;
-    let instance = catalog
-        .instance_at(captured.original_dst)
-        .ok_or_else(|| Reason::NoInstance(captured.destination.clone()))?;
-    if instance.service != captured.destination {
-        return Err(Reason::OtherService {
-            expected: captured.destination.clone(),
-            found: instance.service.clone(),
-        });
+    let instance =
+        catalog.instance_at(original_dst).ok_or_else(|| Reason::NoInstance(destination.clone()))?;
+    if instance.service != *destination {
+        let (expected, found) = (destination.clone(), instance.service.clone());
+        return Err(Reason::OtherService { expected, found });
     }
-    Ok(Route { identity: identity(mesh, &captured.source, now)?, instance: instance.clone() })
+    Ok(Route { identity: identity(mesh, source, now)?, instance: instance.clone() })
 }
 
 /// Returns what `service` of this host proves itself with.
@@ -109,55 +111,59 @@ mod tests {
         }
     }
 
-    fn captured() -> CapturedFlow {
-        CapturedFlow {
-            original_dst: "10.0.0.2:5432".parse().unwrap(),
+    fn origin() -> Origin {
+        Origin {
             source: "web".parse().unwrap(),
             destination: "db".parse().unwrap(),
-            pid: 1,
+            original_dst: Some("10.0.0.2:5432".parse().unwrap()),
             program: "psql".to_owned(),
+            pid: 1,
             cookie: 1,
         }
     }
 
-    fn refused(mesh: &Mesh, captured: &CapturedFlow) -> Option<&'static str> {
-        route(mesh, captured, SystemTime::now()).err().map(|reason| reason.name())
+    fn route_of(mesh: &Mesh, origin: &Origin, now: SystemTime) -> Result<Route, Reason> {
+        route(mesh, origin, origin.original_dst.unwrap(), now)
+    }
+
+    fn refused(mesh: &Mesh, origin: &Origin) -> Option<&'static str> {
+        route_of(mesh, origin, SystemTime::now()).err().map(|reason| reason.name())
     }
 
     #[test]
     fn an_allowed_flow_gets_the_instance_that_was_dialled_and_the_callers_leaf() {
-        let route = route(&mesh(), &captured(), SystemTime::now()).ok().unwrap();
+        let route = route_of(&mesh(), &origin(), SystemTime::now()).ok().unwrap();
         assert_eq!(route.instance.mesh, "10.0.0.2:21000".parse().unwrap());
         assert_eq!(route.identity.leaf.id.service.as_str(), "web");
     }
 
     #[test]
     fn each_missing_piece_refuses_with_its_own_reason() {
-        type Spoil = fn(&mut Mesh, &mut CapturedFlow);
+        type Spoil = fn(&mut Mesh, &mut Origin);
         let cases: [(&str, Spoil); 8] = [
             ("not-synced", |mesh, _| mesh.catalog = None),
             ("not-synced", |mesh, _| mesh.intentions = None),
             ("not-allowed", |mesh, _| mesh.intentions = Some(Arc::default())),
-            ("not-allowed", |_, captured| captured.source = "cron".parse().unwrap()),
-            ("no-instance", |_, captured| captured.original_dst = "10.0.0.2:80".parse().unwrap()),
+            ("not-allowed", |_, origin| origin.source = "cron".parse().unwrap()),
+            ("no-instance", |_, origin| origin.original_dst = "10.0.0.2:80".parse().ok()),
             ("no-leaf", |mesh, _| mesh.leafs.clear()),
             ("no-roots", |mesh, _| mesh.roots = None),
-            ("other-service", |mesh, captured| {
+            ("other-service", |mesh, origin| {
                 mesh.intentions = Some(Arc::new(Intentions::new([], Action::Allow)));
-                captured.destination = "cache".parse().unwrap();
+                origin.destination = "cache".parse().unwrap();
             }),
         ];
-        assert_eq!(refused(&mesh(), &captured()), None);
+        assert_eq!(refused(&mesh(), &origin()), None);
         for (reason, spoil) in cases {
-            let (mut mesh, mut captured) = (mesh(), captured());
-            spoil(&mut mesh, &mut captured);
-            assert_eq!(refused(&mesh, &captured), Some(reason));
+            let (mut mesh, mut origin) = (mesh(), self::tests::origin());
+            spoil(&mut mesh, &mut origin);
+            assert_eq!(refused(&mesh, &origin), Some(reason));
         }
     }
 
     #[test]
     fn an_expired_leaf_of_this_host_is_not_used() {
         let (mesh, later) = (mesh(), SystemTime::now() + std::time::Duration::from_secs(100 * 3600));
-        assert_eq!(route(&mesh, &captured(), later).err().unwrap().name(), "leaf-expired");
+        assert_eq!(route_of(&mesh, &origin(), later).err().unwrap().name(), "leaf-expired");
     }
 }

@@ -133,8 +133,8 @@ impl Flow {
         }
     }
 
-    pub(super) fn set_origin(&self, origin: Origin) {
-        self.origin.set(origin).expect("invariant: a flow's origin is set once");
+    pub(super) fn set_origin(&self, origin: Origin) -> &Origin {
+        self.origin.get_or_init(|| origin)
     }
 
     pub(super) fn set_upstream(&self, address: SocketAddr) {

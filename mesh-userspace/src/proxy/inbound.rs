@@ -60,16 +60,15 @@ pub(super) async fn serve(
 
 async fn carry(shared: &Shared, target: &Target, mesh: TcpStream, flow: &Flow) -> Result<(), Reason> {
     let (mesh, mut tls) = handshake(shared, target, mesh).await?;
-    let source = tls::peer_id(&tls).map_err(Reason::Peer)?.service;
-    flow.set_origin(Origin {
-        source: source.clone(),
+    let origin = flow.set_origin(Origin {
+        source: tls::peer_id(&tls).map_err(Reason::Peer)?.service,
         destination: target.name.clone(),
         original_dst: None,
         program: String::new(),
         pid: 0,
         cookie: 0,
     });
-    shared.with_mesh(|mesh| decision::authorize(mesh, &source, &target.name))?;
+    shared.with_mesh(|mesh| decision::authorize(mesh, &origin.source, &target.name))?;
     let program = dial(shared, target, flow).await?;
     shared.opened(flow, &tls);
     copy::copy(&program, &mesh, &mut tls, flow).await?;

@@ -52,20 +52,21 @@ pub(super) async fn serve(shared: Arc<Shared>, program: TcpStream, peer: SocketA
 }
 
 async fn carry(shared: &Shared, program: TcpStream, flow: &Flow) -> Result<(), Reason> {
-    let captured = match shared.captured.take(flow.start.peer) {
-        Ok(Some(captured)) => captured,
-        Ok(None) => return Err(Reason::NotCaptured),
-        Err(error) => return Err(Reason::Lookup(error.kind())),
-    };
-    flow.set_origin(Origin {
-        source: captured.source.clone(),
-        destination: captured.destination.clone(),
-        original_dst: Some(captured.original_dst),
-        program: captured.program.clone(),
-        pid: captured.pid,
-        cookie: captured.cookie,
+    let CapturedFlow { original_dst, source, destination, pid, program: name, cookie } =
+        match shared.captured.take(flow.start.peer) {
+            Ok(Some(captured)) => captured,
+            Ok(None) => return Err(Reason::NotCaptured),
+            Err(error) => return Err(Reason::Lookup(error.kind())),
+        };
+    let origin = flow.set_origin(Origin {
+        source,
+        destination,
+        original_dst: Some(original_dst),
+        program: name,
+        pid,
+        cookie,
     });
-    let route = shared.with_mesh(|mesh| decision::route(mesh, &captured, SystemTime::now()))?;
+    let route = shared.with_mesh(|mesh| decision::route(mesh, origin, original_dst, SystemTime::now()))?;
     socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramReset(e.kind()))?;
     let mesh = dial(shared, &route, flow).await?;
     let (mesh, mut tls) = handshake(shared, &route, mesh).await?;

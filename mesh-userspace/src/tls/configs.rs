@@ -45,12 +45,14 @@ pub struct TlsConfigs {
     servers: ArcSwap<HashMap<ServiceName, Arc<Server>>>,
 }
 
+/// By service; then one entry for each namespace and datacenter that it is in.
+type Destinations = HashMap<ServiceName, Vec<(SpiffeId, Arc<ClientConfig>)>>;
+
 /// What one local service dials with.
 struct Source {
     leaf: Arc<Leaf>,
     bundle: Arc<TrustBundle>,
-    /// By service; then one entry for each namespace and datacenter that it is in.
-    destinations: ArcSwap<HashMap<ServiceName, Vec<(SpiffeId, Arc<ClientConfig>)>>>,
+    destinations: ArcSwap<Destinations>,
 }
 
 /// What one local service is served with.

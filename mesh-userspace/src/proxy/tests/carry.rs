@@ -137,6 +137,26 @@ async fn a_client_that_resets_while_the_server_does_not_read_is_noticed() {
 }
 
 #[tokio::test]
+async fn what_a_peer_said_before_it_reset_still_arrives() {
+    let world = World::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.set_instance(listener.local_addr().unwrap());
+    let mut client = world.connect().await;
+    let config = foreign::server_config(&world.ca.leaf("db"), &[&TLS13]);
+    let mut peer = foreign::accept(&listener, config).await.unwrap();
+    let chunk = vec![7; 1 << 20];
+    while tokio::time::timeout(Duration::from_millis(300), client.write_all(&chunk)).await.is_ok() {}
+    // The client's upload is stuck when the answer and the reset come together.
+    let answer = vec![9; 60_000];
+    peer.write_all(&answer).await.unwrap();
+    peer.flush().await.unwrap();
+    reset(peer.into_inner().0);
+    assert_eq!(read_to_end(&mut client).await, (answer, true));
+    world.idle().await;
+    assert_eq!(world.a.refusals().of(Direction::Outbound, "peer-reset"), 1);
+}
+
+#[tokio::test]
 async fn a_stream_cut_short_by_the_peer_is_a_reset_and_not_an_end() {
     let world = World::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

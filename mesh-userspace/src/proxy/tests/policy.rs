@@ -83,15 +83,10 @@ async fn leafs_and_roots_swapped_under_load_drop_nothing() {
     let world = Arc::new(World::start().await);
     let (done, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let server = tokio::spawn({
-        let (world, done) = (world.clone(), done.clone());
+        let world = world.clone();
         async move {
-            while !done.load(Relaxed) {
-                let Ok(accepted) =
-                    tokio::time::timeout(Duration::from_millis(100), world.program.accept()).await
-                else {
-                    continue;
-                };
-                let (mut stream, _) = accepted.unwrap();
+            loop {
+                let (mut stream, _) = world.program.accept().await.unwrap();
                 tokio::spawn(async move {
                     let (mut from, mut to) = stream.split();
                     tokio::io::copy(&mut from, &mut to).await.unwrap();
@@ -133,8 +128,8 @@ async fn leafs_and_roots_swapped_under_load_drop_nothing() {
     for caller in callers {
         within(caller).await.unwrap();
     }
-    within(server).await.unwrap();
     world.idle().await;
+    server.abort();
     let cut = |name| {
         world.a.refusals().of(Direction::Outbound, name) + world.b.refusals().of(Direction::Inbound, name)
     };

@@ -224,3 +224,19 @@ async fn a_caller_that_only_the_destination_refuses_sees_a_reset_and_no_byte() {
     assert_eq!(world.b.refusals().of(Direction::Inbound, "not-allowed"), 1);
     assert!(world.program_saw_nobody().await);
 }
+
+#[tokio::test]
+async fn a_host_whose_leaf_the_destination_does_not_believe_is_told_so() {
+    let world = World::start().await;
+    let stranger = Ca::new(DOMAIN).leaf("web");
+    world.edit_a(|mesh| mesh.leafs = [(stranger.id.service.clone(), stranger.clone())].into());
+    for said in [&b""[..], SECRET] {
+        let mut client = world.connect().await;
+        client.write_all(said).await.unwrap();
+        assert_reset(&mut client).await;
+    }
+    world.idle().await;
+    assert_eq!(world.b.refusals().of(Direction::Inbound, "untrusted-chain"), 2);
+    assert_eq!(world.a.refusals().of(Direction::Outbound, "refused-by-peer"), 2);
+    assert!(world.program_saw_nobody().await);
+}

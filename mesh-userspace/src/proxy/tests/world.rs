@@ -75,8 +75,7 @@ pub(super) fn local() -> std::net::TcpListener {
 }
 
 pub(super) fn settings() -> ProxySettings {
-    let short = Duration::from_millis(500);
-    ProxySettings { connect_timeout: short, handshake_timeout: Duration::from_secs(5), ..Default::default() }
+    ProxySettings::default()
 }
 
 impl World {
@@ -96,6 +95,7 @@ impl World {
         let program = TcpListener::from_std({
             let listener = local();
             listener.set_nonblocking(true).unwrap();
+            socket2::SockRef::from(&listener).listen(4096).unwrap();
             listener
         })
         .unwrap();
