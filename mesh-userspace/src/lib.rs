@@ -8,4 +8,6 @@ pub mod catalog;
 pub mod datapath;
 pub mod identity;
 pub mod intention;
+pub mod proxy;
 pub mod state;
+pub mod tls;
