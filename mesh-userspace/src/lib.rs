@@ -4,10 +4,16 @@
 //! to) → `tls` → `proxy::copy`. Inbound: `proxy::inbound` → `tls` → `state` → the program.
 //! `control_plane` fills `state`; `datapath` writes what the kernel needs of it into the BPF maps.
 
+pub mod admin;
 pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod control_plane;
+pub mod daemon;
 pub mod datapath;
 pub mod identity;
 pub mod intention;
 pub mod proxy;
 pub mod state;
+pub mod telemetry;
 pub mod tls;
