@@ -8,7 +8,11 @@ use std::{error::Error as _, io, time::Duration};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_util::{client::legacy, rt::TokioExecutor, rt::TokioTimer};
+use hyper::body::Body as _;
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioTimer},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
@@ -243,12 +247,14 @@ impl Client {
         let filtered =
             response.headers().get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true");
         let limit = if status.is_success() { MAX_BODY } else { MAX_REASON * 16 };
-        let body = Limited::new(response.into_body(), limit).collect().await;
-        let body = match body {
+        let too_large = || ApiError::TooLarge { path: bare(path).to_owned(), limit };
+        let body = response.into_body();
+        if status.is_success() && body.size_hint().lower() > limit as u64 {
+            return Err(too_large());
+        }
+        let body = match Limited::new(body, limit).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(e) if e.is::<LengthLimitError>() && status.is_success() => {
-                return Err(ApiError::TooLarge { path: bare(path).to_owned(), limit });
-            }
+            Err(e) if e.is::<LengthLimitError>() && status.is_success() => return Err(too_large()),
             Err(e) if e.is::<LengthLimitError>() => Bytes::new(),
             Err(e) => return Err(self.broken(path, root_cause(e.as_ref()))),
         };

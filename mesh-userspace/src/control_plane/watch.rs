@@ -29,6 +29,8 @@ pub(super) struct Watch {
     part: Part,
     path: String,
     cursor: Cursor,
+    /// The index of an answer that was handed on: it counts as good when the next one is asked for.
+    handed_on: Option<u64>,
     failures: u32,
     bucket: Bucket,
     outages: watch::Receiver<u64>,
@@ -57,6 +59,7 @@ impl Watch {
             part,
             path: path.into(),
             cursor: Cursor::default(),
+            handed_on: None,
             failures: 0,
             bucket: Bucket::new(BURST, REFILL, Instant::now()),
             outages: link.outages(),
@@ -67,6 +70,9 @@ impl Watch {
     /// Returns the next answer that may differ from the one before. Does not return while there is none; dropping the
     /// future loses nothing.
     pub async fn next<T: DeserializeOwned>(&mut self) -> T {
+        if let Some(index) = self.handed_on.take() {
+            self.accepted(index);
+        }
         loop {
             let asked = self.cursor;
             let answer = match self.ask().await {
@@ -87,7 +93,7 @@ impl Watch {
             }
             match decode(&self.path, &answer.body) {
                 Ok(value) => {
-                    self.accepted(index);
+                    self.handed_on = Some(index);
                     return value;
                 }
                 Err(error) => self.rejected(&error).await,
@@ -98,6 +104,7 @@ impl Watch {
     /// What was answered last cannot be used, or what belongs to it failed: counts as a failure, waits, and makes the
     /// next question be answered at once.
     pub async fn rejected(&mut self, error: &ApiError) {
+        self.handed_on = None;
         self.cursor = Cursor::default();
         self.failures = self.failures.saturating_add(1);
         self.link.failed(&self.part, error, SystemTime::now());
