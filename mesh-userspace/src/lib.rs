@@ -5,6 +5,7 @@
 //! `control_plane` fills `state`; `datapath` writes what the kernel needs of it into the BPF maps.
 
 pub mod catalog;
+pub mod config;
 pub mod identity;
 pub mod intention;
 pub mod state;
