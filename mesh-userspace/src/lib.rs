@@ -4,8 +4,10 @@
 //! to) → `tls` → `proxy::copy`. Inbound: `proxy::inbound` → `tls` → `state` → the program.
 //! `control_plane` fills `state`; `datapath` writes what the kernel needs of it into the BPF maps.
 
+pub mod admin;
 pub mod catalog;
 pub mod config;
 pub mod identity;
 pub mod intention;
 pub mod state;
+pub mod telemetry;
