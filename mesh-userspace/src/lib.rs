@@ -6,7 +6,9 @@
 
 pub mod admin;
 pub mod catalog;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod identity;
 pub mod intention;
 pub mod state;
