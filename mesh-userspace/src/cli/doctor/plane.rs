@@ -1,0 +1,100 @@
+//! Whether the control plane answers, takes the token, and agrees on the time.
+
+use std::time::SystemTime;
+
+use http::Method;
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+
+use super::Finding;
+use crate::{
+    cli::{
+        Global,
+        api::{Api, ApiError},
+        target,
+    },
+    config::{Config, ControlPlane},
+};
+
+const CHECK: &str = "control plane";
+/// Certificates begin a minute before they are made, at the earliest; more skew than half of that is near the edge.
+const MOST_SKEW_S: i64 = 30;
+
+pub async fn check(global: &Global, config: &Config, running: bool) -> Vec<Finding> {
+    if matches!(config.control_plane, ControlPlane::Embedded(_)) && !running && global.http_addr.is_none() {
+        return vec![Finding::ok(CHECK, "embedded: the daemon serves it when it runs")];
+    }
+    let api = match target::control_plane(global) {
+        Ok(api) => api,
+        Err(failure) => return vec![Finding::fail(CHECK, failure.to_string(), "correct [control_plane]")],
+    };
+    // Every control plane has roots for everybody; whether the token is known shows at the agent's services.
+    let roots = api.send(Method::GET, "/v1/connect/ca/roots", None).await;
+    let mut findings = vec![match &roots {
+        Ok(_) => Finding::ok(CHECK, format!("{} answers, with a CA", api.address)),
+        Err(error) => unreachable(&api, error),
+    }];
+    if let Ok(reply) = roots {
+        findings.extend(reply.date.as_deref().and_then(skew));
+        findings.push(token(&api).await);
+    }
+    findings
+}
+
+fn unreachable(api: &Api, error: &ApiError) -> Finding {
+    let fix = match error {
+        ApiError::Refused(_) => {
+            "Consul needs connect { enabled = true } on its servers, and the token service:read"
+        }
+        ApiError::CaFile { .. } | ApiError::Address(_) => {
+            "correct control_plane.ca_file or control_plane.address"
+        }
+        _ => "start it, or correct control_plane.address; a firewall may be between",
+    };
+    Finding::fail(CHECK, format!("{} does not serve: {error}", api.address), fix)
+}
+
+async fn token(api: &Api) -> Finding {
+    const CHECK: &str = "token";
+    let given = if api.token.is_some() { "is accepted" } else { "none given, and none needed to read" };
+    match api.send(Method::GET, "/v1/agent/services", None).await {
+        Ok(_) => Finding::ok(CHECK, given),
+        Err(ApiError::Refused(refusal)) => {
+            let fix = "control_plane.token_file with a token for service:write and intentions:read";
+            Finding::fail(CHECK, format!("refused: {}: {}", refusal.status, refusal.text), fix)
+        }
+        Err(error) => Finding::fail(CHECK, error.to_string(), "start the control plane again"),
+    }
+}
+
+/// Returns a finding from the `Date` that the control plane sent.
+fn skew(date: &str) -> Option<Finding> {
+    const CHECK: &str = "clock difference";
+    let theirs = OffsetDateTime::parse(date, &Rfc2822).ok()?;
+    let seconds = (OffsetDateTime::from(SystemTime::now()) - theirs).whole_seconds();
+    Some(if seconds.abs() <= MOST_SKEW_S {
+        Finding::ok(CHECK, format!("{seconds} s from the control plane's"))
+    } else {
+        let detail = format!("{seconds} s from the control plane's: fresh certificates may be refused");
+        Finding::fail(CHECK, detail, "run an NTP client on both hosts")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cli::doctor::Verdict;
+
+    #[test]
+    fn an_http_date_far_from_now_fails_and_a_near_one_does_not() {
+        let ago = |seconds| {
+            let then = OffsetDateTime::from(SystemTime::now() - Duration::from_secs(seconds));
+            then.format(&Rfc2822).unwrap().replace("+0000", "GMT")
+        };
+        assert_eq!(skew(&ago(0)).unwrap().verdict, Verdict::Ok);
+        assert_eq!(skew(&ago(300)).unwrap().verdict, Verdict::Fail);
+        assert!(skew("Sun, 06 Nov 1994 08:49:37 GMT").is_some());
+        assert!(skew("never").is_none());
+    }
+}

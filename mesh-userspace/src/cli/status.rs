@@ -1,0 +1,121 @@
+//! `meshnode status`, and the two other things that are only asked of the daemon: `reload` and `drain`.
+
+pub mod render;
+mod watch;
+
+use clap::Args;
+use http::Method;
+
+use super::{
+    Failure, Global,
+    api::Api,
+    exit,
+    output::{Style, print, print_json},
+    target,
+};
+use crate::{
+    admin::{AttachmentState, ReloadReport, StatusReport},
+    identity::ServiceName,
+};
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Refresh in place every second; q or Ctrl-C ends it
+    #[arg(long)]
+    pub watch: bool,
+
+    /// JSON, as the admin socket answers it; with --watch one report in each line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Only what concerns this service
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<ServiceName>,
+
+    /// Exit with 3 if something is wrong: a program not attached, the control plane away, a certificate expired
+    #[arg(long, conflicts_with = "watch")]
+    pub check: bool,
+}
+
+pub async fn run(global: &Global, args: &StatusArgs) -> Result<u8, Failure> {
+    let admin = target::admin(global)?;
+    if args.watch {
+        watch::run(&admin, args).await?;
+        return Ok(exit::OK);
+    }
+    let report = fetch(&admin, args).await?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&render::report(&report, Style::of_stdout()))?;
+    }
+    let healthy = !args.check || problems(&report).is_empty();
+    Ok(if healthy { exit::OK } else { exit::UNHEALTHY })
+}
+
+async fn fetch(admin: &Api, args: &StatusArgs) -> Result<StatusReport, Failure> {
+    let report = admin.get("/status").await.map_err(|error| target::admin_failure(admin, error))?;
+    Ok(match &args.service {
+        Some(service) => only(report, service.as_str()),
+        None => report,
+    })
+}
+
+/// Returns the report without what concerns other services.
+pub fn only(mut report: StatusReport, service: &str) -> StatusReport {
+    report.workloads.retain(|workload| workload.service == service);
+    report.services.retain(|entry| entry.name == service);
+    report.certificates.retain(|certificate| certificate.service == service);
+    report.flows.retain(|flow| flow.source == service || flow.destination == service);
+    report.recent.retain(|flow| flow.source == service || flow.destination == service);
+    report
+}
+
+/// Returns what is wrong, one line each; empty when all is well.
+pub fn problems(report: &StatusReport) -> Vec<String> {
+    let mut problems = Vec::new();
+    for attachment in &report.attachments {
+        let what = match attachment.state {
+            AttachmentState::Attached => continue,
+            AttachmentState::Missing => "is not attached",
+            AttachmentState::Foreign => "is replaced by another program",
+            AttachmentState::Unknown => "is in a state that this version does not know",
+        };
+        let detail =
+            if attachment.detail.is_empty() { String::new() } else { format!(": {}", attachment.detail) };
+        problems.push(format!(
+            "{} {what} at {} ({}){detail}",
+            attachment.program, attachment.target, attachment.hook
+        ));
+    }
+    let plane = &report.control_plane;
+    if !plane.connected {
+        let error = plane.last_error.as_deref().unwrap_or("no answer yet");
+        problems.push(format!("the control plane does not answer: {error}"));
+    }
+    for certificate in report.certificates.iter().filter(|certificate| certificate.seconds_left <= 0) {
+        problems.push(format!("the certificate of {} has expired", certificate.service));
+    }
+    problems
+}
+
+pub async fn reload(global: &Global) -> Result<u8, Failure> {
+    let admin = target::admin(global)?;
+    let reply =
+        admin.send(Method::POST, "/reload", None).await.map_err(|e| target::admin_failure(&admin, e))?;
+    let report: ReloadReport = serde_json::from_slice(&reply.body)
+        .map_err(|error| Failure::Refused(format!("the daemon answered something unexpected: {error}")))?;
+    let mut text = "the configuration is loaded\n".to_owned();
+    for change in &report.changes {
+        text.push_str(&format!("  {change}\n"));
+    }
+    print(&text)?;
+    Ok(exit::OK)
+}
+
+pub async fn drain(global: &Global) -> Result<u8, Failure> {
+    let admin = target::admin(global)?;
+    admin.send(Method::POST, "/drain", None).await.map_err(|error| target::admin_failure(&admin, error))?;
+    print("the daemon takes no new flows, and ends when the live ones have ended\n")?;
+    Ok(exit::OK)
+}

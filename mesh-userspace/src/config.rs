@@ -1,0 +1,298 @@
+//! The configuration file: what it may say, typed. Whoever holds a [`Config`] holds one that was checked as a whole.
+//!
+//! Reading is in `schema`, rules between keys in `rules`; every mistake has its line and column ([`Issue`]).
+
+mod advertise;
+mod container;
+mod document;
+mod error;
+mod reload;
+mod rules;
+mod schema;
+mod selector;
+mod value;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use advertise::discover as discover_advertise;
+pub use container::container_name;
+pub use error::{ConfigError, Issue};
+pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
+pub use value::{
+    ApiAddress, ApiAddressError, HostPort, PortRange, Secret, TokenSource, format_duration, parse_duration,
+    read_token,
+};
+
+use crate::{
+    identity::{ServiceName, TrustDomain},
+    intention::Action,
+};
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/meshnode/meshnode.toml";
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub node: String,
+    pub datacenter: String,
+    /// Disk cache, embedded store, keys.
+    pub state_dir: PathBuf,
+    /// `admin.sock` and `api.sock`.
+    pub run_dir: PathBuf,
+    /// The governed subtree, relative to the cgroup v2 mount; absolute, `/` for all of it.
+    pub cgroup_root: PathBuf,
+    /// Where programs and maps are pinned.
+    pub bpf_dir: PathBuf,
+    /// How long SIGTERM waits for flows to end.
+    pub drain_deadline: Duration,
+    /// A filter as `tracing_subscriber::EnvFilter` reads it.
+    pub log: String,
+    pub log_format: LogFormat,
+    pub same_host: SameHost,
+    pub address: AddressConfig,
+    pub listen: ListenConfig,
+    pub control_plane: ControlPlane,
+    /// No two have one name, port or mesh port.
+    pub services: Vec<ServiceConfig>,
+    pub exempt: Vec<Exemption>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What happens to an allowed flow between two workloads of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameHost {
+    /// The kernel connects them.
+    Direct,
+    /// Through the proxy, as between hosts.
+    Mtls,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressConfig {
+    /// `None`: [`discover_advertise`].
+    pub advertise: Option<IpAddr>,
+    pub mesh_ports: PortRange,
+}
+
+/// Ports of the outbound and guard listeners on loopback; 0 is any free one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenConfig {
+    pub outbound_port: u16,
+    pub guard_port: u16,
+}
+
+/// Where catalog, intentions and certificates come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ControlPlane {
+    /// This daemon serves it.
+    Embedded(Embedded),
+    /// Another host's embedded server.
+    Remote(RemoteApi),
+    /// A Consul agent.
+    Consul(RemoteApi),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// Loopback; besides `run_dir/api.sock`.
+    pub listen: SocketAddr,
+    pub default_policy: Action,
+    /// 1 minute to 72 hours.
+    pub leaf_ttl: Duration,
+    /// `None`: generated once.
+    pub trust_domain: Option<TrustDomain>,
+    pub expose: Option<Expose>,
+}
+
+/// How the embedded server serves other hosts, always with TLS.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expose {
+    pub listen: SocketAddr,
+    /// `None`: a certificate that the embedded server makes itself.
+    pub certificate: Option<CertificateFiles>,
+    /// Present unless `listen` is loopback.
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RemoteApi {
+    /// Confidential: never http beyond loopback.
+    pub address: ApiAddress,
+    /// Present for https beyond loopback.
+    pub ca_file: Option<PathBuf>,
+    pub token: Option<TokenSource>,
+}
+
+/// A service of this host: who it is, and what is protected if it listens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceConfig {
+    pub name: ServiceName,
+    /// May be empty: then only `meshnode exec` starts programs as it.
+    pub selector: Selector,
+    pub protected: Option<ProtectedPort>,
+    pub egress: Egress,
+}
+
+/// The port that a service's program listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProtectedPort {
+    pub port: u16,
+    /// Where the daemon dials the program.
+    pub address: IpAddr,
+    pub guard: GuardMode,
+    /// `None`: the next free one of `address.mesh_ports`.
+    pub mesh_port: Option<u16>,
+    /// How often the daemon tries a TCP connect; `None` when the check is off.
+    pub check_interval: Option<Duration>,
+}
+
+/// What the guard does with connections that bypass the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardMode {
+    Strict,
+    Permissive,
+}
+
+impl GuardMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Permissive => "permissive",
+        }
+    }
+}
+
+/// What a workload may reach besides the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Egress {
+    Passthrough,
+    MeshOnly,
+}
+
+impl Egress {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+            Self::MeshOnly => "mesh-only",
+        }
+    }
+}
+
+/// Cgroups outside the mesh rules.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exemption {
+    pub selector: Selector,
+    pub reason: String,
+}
+
+/// A configuration file above this size is refused.
+const LARGEST_FILE: u64 = 1 << 20;
+
+impl Config {
+    /// Returns the configuration at `path`, or at [`DEFAULT_PATH`], where a missing file means the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match read(file) {
+            Ok(bytes) => Self::parse_bytes(&bytes, file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ConfigError::Missing(file.to_owned()))
+            }
+            Err(source) => Err(ConfigError::Read { path: file.to_owned(), source }),
+        }
+    }
+
+    /// Returns the configuration in `text`; `file` is what messages call it.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        schema::read(text, file).0
+    }
+
+    fn parse_bytes(bytes: &[u8], file: &Path) -> Result<Self, ConfigError> {
+        let error = match std::str::from_utf8(bytes) {
+            Ok(text) => return Self::parse(text, file),
+            Err(error) => error,
+        };
+        let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+        let (line, column) = error::position(&valid, valid.len());
+        let message = format!("found the byte {:#04x}; accepted: UTF-8", bytes[error.valid_up_to()]);
+        let (file, key) = (file.to_owned(), String::new());
+        Err(ConfigError::Invalid(vec![Issue { file, line, column, key, message }]))
+    }
+
+    /// Returns every key that a configuration may have, as in `service.check.interval`.
+    pub fn keys() -> BTreeSet<String> {
+        schema::read("[[service]]\n[[exempt]]\n", Path::new("")).1
+    }
+
+    /// Whether this configuration may replace `self` in a running daemon; if not, the changed keys that need a restart.
+    pub fn diff_reloadable(&self, new: &Self) -> Result<(), Vec<String>> {
+        reload::check(self, new)
+    }
+
+    /// Returns the address that other hosts use for this one, configured or discovered.
+    pub fn advertise(&self) -> Option<IpAddr> {
+        self.address.advertise.or_else(discover_advertise)
+    }
+
+    pub fn admin_socket(&self) -> PathBuf {
+        self.run_dir.join("admin.sock")
+    }
+
+    /// Returns the path of the embedded server's unix socket.
+    pub fn api_socket(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
+    }
+
+    pub fn service(&self, name: &ServiceName) -> Option<&ServiceConfig> {
+        self.services.iter().find(|service| service.name == *name)
+    }
+}
+
+impl Default for Config {
+    /// What an empty file says.
+    fn default() -> Self {
+        schema::read("", Path::new("")).0.expect("invariant: an empty configuration is valid")
+    }
+}
+
+impl Default for Embedded {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8500)),
+            default_policy: Action::Deny,
+            leaf_ttl: schema::LONGEST_LEAF,
+            trust_domain: None,
+            expose: None,
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let size = fs::metadata(path)?.len();
+    if size > LARGEST_FILE {
+        let what = format!("it has {size} bytes; a configuration has at most {LARGEST_FILE}");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    fs::read(path)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! What SIGHUP may change: services, exemptions, the log filter, the drain deadline, the same-host mode. All else is
+//! bound to things that live as long as the daemon: listeners, pins, the store, the control-plane session.
+
+use super::{Config, ControlPlane, Embedded};
+
+pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
+    // Named in full, so that a new field must be placed here.
+    let Config {
+        node,
+        datacenter,
+        state_dir,
+        run_dir,
+        cgroup_root,
+        bpf_dir,
+        drain_deadline: _,
+        log: _,
+        log_format,
+        same_host: _,
+        address,
+        listen,
+        control_plane,
+        services: _,
+        exempt: _,
+    } = old;
+    let mut changed: Vec<String> = [
+        ("node", *node != new.node),
+        ("datacenter", *datacenter != new.datacenter),
+        ("state_dir", *state_dir != new.state_dir),
+        ("run_dir", *run_dir != new.run_dir),
+        ("cgroup_root", *cgroup_root != new.cgroup_root),
+        ("bpf_dir", *bpf_dir != new.bpf_dir),
+        ("log_format", *log_format != new.log_format),
+        ("address.advertise", address.advertise != new.address.advertise),
+        ("address.mesh_ports", address.mesh_ports != new.address.mesh_ports),
+        ("listen.outbound_port", listen.outbound_port != new.listen.outbound_port),
+        ("listen.guard_port", listen.guard_port != new.listen.guard_port),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then(|| key.to_owned()))
+    .collect();
+    changed.extend(
+        control_plane_changes(control_plane, &new.control_plane)
+            .iter()
+            .map(|key| format!("control_plane.{key}")),
+    );
+    if changed.is_empty() { Ok(()) } else { Err(changed) }
+}
+
+fn control_plane_changes(old: &ControlPlane, new: &ControlPlane) -> Vec<&'static str> {
+    let keys: Vec<(&str, bool)> = match (old, new) {
+        (ControlPlane::Embedded(old), ControlPlane::Embedded(new)) => embedded_changes(old, new),
+        (ControlPlane::Remote(old), ControlPlane::Remote(new))
+        | (ControlPlane::Consul(old), ControlPlane::Consul(new)) => vec![
+            ("address", old.address != new.address),
+            ("ca_file", old.ca_file != new.ca_file),
+            ("token", old.token != new.token),
+        ],
+        _ => vec![("kind", true)],
+    };
+    keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+fn embedded_changes(old: &Embedded, new: &Embedded) -> Vec<(&'static str, bool)> {
+    vec![
+        ("address", old.listen != new.listen),
+        ("embedded.default_policy", old.default_policy != new.default_policy),
+        ("embedded.leaf_ttl", old.leaf_ttl != new.leaf_ttl),
+        ("embedded.trust_domain", old.trust_domain != new.trust_domain),
+        ("embedded.expose", old.expose != new.expose),
+    ]
+}

@@ -1,0 +1,373 @@
+//! The keys, section by section: name, accepted values, default. Rules between keys are in `rules`.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    AddressConfig, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption, Expose,
+    GuardMode, ListenConfig, LogFormat, PortRange, ProtectedPort, RemoteApi, SameHost, Selector,
+    ServiceConfig, TokenSource,
+    document::{Document, Section},
+    error::Located,
+    rules,
+    value::{API_ADDRESS, ApiAddress, DURATION, HostPort, Secret, absolute, format_duration, parse_duration},
+};
+use crate::{
+    identity::{ServiceName, TrustDomain},
+    intention::Action,
+};
+
+const PATH: &str = "an absolute path";
+const NAME: &str = "1 to 63 letters, digits, `-`, `_`, `.`, the first and last a letter or digit";
+pub(super) const SHORTEST_LEAF: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_LEAF: Duration = Duration::from_secs(72 * 3600);
+
+/// Returns the configuration in `text` and the keys that were looked for.
+pub(super) fn read(text: &str, file: &Path) -> (Result<Config, ConfigError>, BTreeSet<String>) {
+    let document = Document::new(file, text);
+    let config = document.parse().and_then(|table| root(Section::root(&document, table.get_ref())));
+    let asked = document.asked();
+    let issues = document.into_issues();
+    let result = match config {
+        Some(config) if issues.is_empty() => Ok(config),
+        _ => Err(ConfigError::Invalid(issues)),
+    };
+    (result, asked)
+}
+
+/// `None` only after noting why.
+fn root(section: Section<'_>) -> Option<Config> {
+    let node = section.text("node", NAME, |text| text.parse::<ServiceName>());
+    let datacenter = section.text("datacenter", NAME, |text| text.parse::<ServiceName>());
+    let state_dir = path(&section, "state_dir");
+    let run_dir = path(&section, "run_dir");
+    let cgroup_root = path(&section, "cgroup_root");
+    let bpf_dir = path(&section, "bpf_dir");
+    let drain_deadline = duration(&section, "drain_deadline", Duration::ZERO, Duration::from_secs(3600));
+    let log =
+        section.text("log", "a filter such as \"info\" or \"info,mesh_userspace::proxy=debug\"", |text| {
+            EnvFilter::builder().parse(text).map(|_| text.to_owned())
+        });
+    let log_format = section.choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let same_host = section.choice("same_host", &[("direct", SameHost::Direct), ("mtls", SameHost::Mtls)]);
+
+    let mut claims = rules::Claims::new(section.document);
+    let (listen, address) = (listen(&section, &mut claims), address(&section));
+    let control_plane = control_plane(&section, &mut claims);
+    let services = services(&section, &address.mesh_ports, &mut claims);
+    let exempt = section.sections("exempt").into_iter().filter_map(exemption).collect();
+    section.finish();
+    let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
+    Some(Config {
+        node: node.map_or_else(host_name, |node| node.value.to_string()),
+        datacenter: datacenter.map_or_else(|| "dc1".to_owned(), |dc| dc.value.to_string()),
+        state_dir: or(state_dir, "/var/lib/meshnode"),
+        run_dir: or(run_dir, "/run/meshnode"),
+        cgroup_root: or(cgroup_root, "/"),
+        bpf_dir: or(bpf_dir, "/sys/fs/bpf/meshnode"),
+        drain_deadline: drain_deadline.unwrap_or(Duration::from_secs(10)),
+        log: log.map_or_else(|| "info".to_owned(), |log| log.value),
+        log_format: log_format.map_or(LogFormat::Text, |format| format.value),
+        same_host: same_host.map_or(SameHost::Direct, |mode| mode.value),
+        address,
+        listen,
+        control_plane: control_plane?,
+        services,
+        exempt,
+    })
+}
+
+/// Returns the host's name; `localhost` where it has none that a catalog could hold.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| name.parse::<ServiceName>().is_ok()).unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn path(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
+    section.text(key, PATH, absolute).map(|path| path.value)
+}
+
+fn duration(section: &Section<'_>, key: &'static str, least: Duration, most: Duration) -> Option<Duration> {
+    let accepted = format!("{DURATION}, from {} to {}", format_duration(least), format_duration(most));
+    let parse = |text: &str| match parse_duration(text) {
+        Ok(duration) if (least..=most).contains(&duration) => Ok(duration),
+        Ok(_) => Err("out of range"),
+        Err(error) => Err(error),
+    };
+    section.text(key, &accepted, parse).map(|duration| duration.value)
+}
+
+fn address(root: &Section<'_>) -> AddressConfig {
+    let section = root.section("address");
+    let advertise =
+        section.text("advertise", "an IP address that other hosts reach, neither 0.0.0.0 nor ::", |text| {
+            match text.parse::<IpAddr>() {
+                Ok(ip) if ip.is_unspecified() || ip.is_multicast() => Err("not an address of one host"),
+                Ok(ip) => Ok(ip),
+                Err(_) => Err(""),
+            }
+        });
+    let mesh_ports =
+        section.text("mesh_ports", "a range of ports such as \"21000-21255\"", str::parse::<PortRange>);
+    section.finish();
+    AddressConfig {
+        advertise: advertise.map(|ip| ip.value),
+        mesh_ports: mesh_ports.map_or(PortRange { first: 21000, last: 21255 }, |range| range.value),
+    }
+}
+
+fn listen(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> ListenConfig {
+    let section = root.section("listen");
+    let mut port = |key| section.port(key, 0..=u16::MAX).map_or(0, |port| claims.claim(port));
+    let config = ListenConfig { outbound_port: port("outbound_port"), guard_port: port("guard_port") };
+    section.finish();
+    config
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Embedded,
+    Remote,
+    Consul,
+}
+
+fn control_plane(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> Option<ControlPlane> {
+    let section = root.section("control_plane");
+    let kinds = [("embedded", Kind::Embedded), ("remote", Kind::Remote), ("consul", Kind::Consul)];
+    let kind = section.choice("kind", &kinds).map_or(Kind::Embedded, |kind| kind.value);
+    let address = section.text("address", API_ADDRESS, str::parse::<ApiAddress>);
+    let ca_file = section.text("ca_file", PATH, absolute);
+    let token = section.secret("token", Secret::new);
+    let token_file = section.text("token_file", PATH, absolute);
+    let embedded = section.section("embedded");
+    let config = if kind == Kind::Embedded {
+        for at in [ca_file.map(|v| v.at), token.map(|v| v.at), token_file.map(|v| v.at)].into_iter().flatten()
+        {
+            let hint = "only with kind = \"remote\" or \"consul\"; the embedded server's own token is \
+                        control_plane.embedded.expose.token_file";
+            section.document.note(&at, hint);
+        }
+        Some(ControlPlane::Embedded(embedded_server(embedded, address, claims)))
+    } else {
+        if embedded.is_present() {
+            section.document.note(embedded.at(), "only with kind = \"embedded\"");
+        }
+        let token = rules::one_token(section.document, token, token_file);
+        remote_api(&section, kind, address, ca_file, token)
+    };
+    section.finish();
+    config
+}
+
+fn remote_api(
+    section: &Section<'_>,
+    kind: Kind,
+    address: Option<Located<ApiAddress>>,
+    ca_file: Option<Located<PathBuf>>,
+    token: Option<TokenSource>,
+) -> Option<ControlPlane> {
+    let address = match address {
+        Some(address) => address,
+        None if kind == Kind::Remote => {
+            section.missing(
+                "address",
+                &format!("with kind = \"remote\", where the other host's server is: {API_ADDRESS}"),
+            );
+            return None;
+        }
+        None => Located {
+            value: ApiAddress::Http(HostPort { host: "127.0.0.1".to_owned(), port: 8500 }),
+            at: section.at().clone(),
+        },
+    };
+    rules::confidential(section.document, &address, ca_file.as_ref());
+    let api = RemoteApi { address: address.value, ca_file: ca_file.map(|file| file.value), token };
+    Some(if kind == Kind::Remote { ControlPlane::Remote(api) } else { ControlPlane::Consul(api) })
+}
+
+fn embedded_server(
+    section: Section<'_>,
+    address: Option<Located<ApiAddress>>,
+    claims: &mut rules::Claims<'_>,
+) -> Embedded {
+    let default = Embedded::default();
+    let listen = address.and_then(|address| rules::loopback_listen(section.document, address));
+    let listen = match listen {
+        Some(listen) => {
+            claims.claim(Located { value: listen.value.port(), at: listen.at });
+            listen.value
+        }
+        None => {
+            claims.claim_default(default.listen.port(), "control_plane.address");
+            default.listen
+        }
+    };
+    let default_policy =
+        section.choice("default_policy", &[("deny", Action::Deny), ("allow", Action::Allow)]);
+    let leaf_ttl = duration(&section, "leaf_ttl", SHORTEST_LEAF, LONGEST_LEAF);
+    let trust_domain =
+        section.text("trust_domain", "lower-case letters, digits, `-`, `_`, `.`, at most 255", |text| {
+            text.parse::<TrustDomain>().map_err(|_| "")
+        });
+    let expose = expose(section.section("expose"), claims);
+    section.finish();
+    Embedded {
+        listen,
+        default_policy: default_policy.map_or(default.default_policy, |policy| policy.value),
+        leaf_ttl: leaf_ttl.unwrap_or(default.leaf_ttl),
+        trust_domain: trust_domain.map(|domain| domain.value),
+        expose,
+    }
+}
+
+fn expose(section: Section<'_>, claims: &mut rules::Claims<'_>) -> Option<Expose> {
+    const ACCEPTED: &str = "ADDRESS:PORT such as \"10.0.0.1:8501\" or \"[::]:8501\"";
+    let listen = section.text("listen", ACCEPTED, |text| match text.parse::<SocketAddr>() {
+        Ok(listen) if listen.port() == 0 => Err("other hosts need a fixed port"),
+        Ok(listen) => Ok(listen),
+        Err(_) => Err("an IP address and a port"),
+    });
+    let cert_file = section.text("cert_file", PATH, absolute);
+    let key_file = section.text("key_file", PATH, absolute);
+    let token_file = section.text("token_file", PATH, absolute);
+    if section.is_present() && listen.is_none() {
+        section.missing("listen", ACCEPTED);
+    }
+    let certificate = match (cert_file, key_file) {
+        (Some(cert), Some(key)) => Some(CertificateFiles { cert_file: cert.value, key_file: key.value }),
+        (Some(_), None) => {
+            section.missing("key_file", "with cert_file, the path of its private key");
+            None
+        }
+        (None, Some(_)) => {
+            section.missing("cert_file", "with key_file, the path of its certificate chain");
+            None
+        }
+        (None, None) => None,
+    };
+    if listen.as_ref().is_some_and(|listen| !listen.value.ip().is_loopback()) && token_file.is_none() {
+        section.missing(
+            "token_file",
+            "with listen beyond loopback, the path of the token that other hosts must present",
+        );
+    }
+    section.finish();
+    let listen = listen?;
+    claims.claim(Located { value: listen.value.port(), at: listen.at });
+    Some(Expose { listen: listen.value, certificate, token_file: token_file.map(|file| file.value) })
+}
+
+fn services(
+    root: &Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+) -> Vec<ServiceConfig> {
+    let document = root.document;
+    let mut services = Vec::new();
+    let mut names = rules::Names::new(document);
+    for section in root.sections("service") {
+        let at = section.at().clone();
+        if let Some(service) = service(section, mesh_ports, claims, &mut names) {
+            services.push(service);
+        }
+        rules::room_for(document, &at, mesh_ports, &services);
+    }
+    services
+}
+
+fn service(
+    section: Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
+) -> Option<ServiceConfig> {
+    let name = section.text("name", NAME, |text| text.parse::<ServiceName>());
+    if !section.has("name") {
+        section.missing("name", NAME);
+    }
+    let selector = selector(&section);
+    let protected = protected_port(&section, mesh_ports, claims);
+    let egress = section.choice(
+        "egress",
+        &[(Egress::Passthrough.as_str(), Egress::Passthrough), (Egress::MeshOnly.as_str(), Egress::MeshOnly)],
+    );
+    section.finish();
+    let egress = egress.map_or(Egress::Passthrough, |egress| egress.value);
+    let name = names.claim(name?);
+    Some(ServiceConfig { name, selector, protected, egress })
+}
+
+fn protected_port(
+    section: &Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+) -> Option<ProtectedPort> {
+    let port = section.port("port", 1..=u16::MAX);
+    let address = section.text("address", "the IP address that the program listens on", |text| {
+        text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && !ip.is_multicast()).ok_or("")
+    });
+    let modes = [GuardMode::Strict, GuardMode::Permissive].map(|mode| (mode.as_str(), mode));
+    let guard = section.choice("guard", &modes);
+    let mesh_port = section.port("mesh_port", 1..=u16::MAX);
+    let check = section.section("check");
+    let enabled = check.boolean("enabled").is_none_or(|enabled| enabled.value);
+    let interval = duration(&check, "interval", Duration::from_secs(1), Duration::from_secs(3600));
+    check.finish();
+
+    let Some(port) = port else {
+        if !section.has("port") {
+            let orphans =
+                ["address", "guard", "mesh_port", "check"].into_iter().filter(|key| section.has(key));
+            for key in orphans {
+                section.missing("port", &format!("with `{key}`, the port that the program listens on"));
+            }
+        }
+        return None;
+    };
+    rules::outside_mesh_range(section.document, &port, mesh_ports);
+    let mesh_port = mesh_port.map(|port| {
+        rules::inside_mesh_range(section.document, &port, mesh_ports);
+        claims.claim(port)
+    });
+    Some(ProtectedPort {
+        port: claims.claim(port),
+        address: address.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.value),
+        guard: guard.map_or(GuardMode::Strict, |guard| guard.value),
+        mesh_port,
+        check_interval: enabled.then(|| interval.unwrap_or(Duration::from_secs(10))),
+    })
+}
+
+fn selector(section: &Section<'_>) -> Selector {
+    fn values<T>(found: Vec<Located<T>>) -> Vec<T> {
+        found.into_iter().map(|located| located.value).collect()
+    }
+    Selector {
+        cgroups: values(section.texts("cgroup", "a cgroup path below cgroup_root, as a glob", str::parse)),
+        units: values(section.texts("unit", "a systemd unit with its suffix", str::parse)),
+        containers: values(section.texts("container", "a container's name or id", str::parse)),
+    }
+}
+
+fn exemption(section: Section<'_>) -> Option<Exemption> {
+    const REASON: &str = "why these cgroups are outside the mesh, in words";
+    let selector = selector(&section);
+    let reason = section.text("reason", REASON, |text| {
+        let fits = !text.trim().is_empty() && text.chars().count() <= 200 && !text.contains(char::is_control);
+        fits.then(|| text.to_owned()).ok_or("1 to 200 characters in one line")
+    });
+    if !section.has("reason") {
+        section.missing("reason", REASON);
+    }
+    if !["cgroup", "unit", "container"].into_iter().any(|key| section.has(key)) {
+        section.missing("cgroup", "at least one of cgroup, unit, container");
+    }
+    section.finish();
+    Some(Exemption { selector, reason: reason?.value })
+}
