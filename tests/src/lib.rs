@@ -8,14 +8,19 @@
 
 pub mod capture;
 pub mod cgroup;
+pub mod config;
 pub mod container;
+pub mod fixture;
 pub mod host;
 pub mod janitor;
+pub mod meshnode;
 pub mod namespaces;
 pub mod net;
+pub mod pki;
 pub mod process;
 pub mod program;
 pub mod space;
+pub mod status;
 pub mod wait;
 
 use std::io::Write as _;

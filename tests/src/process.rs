@@ -102,30 +102,27 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with both outputs in the file `log`.
+    /// Starts `command` with both outputs in the file `log` and a standard input that never ends.
     ///
     /// # Panics
     /// When it can't be started.
     #[track_caller]
     pub fn spawn(command: Command, log: &Path) -> Self {
-        Self::spawn_with(command, log, Stdio::null())
+        Self::spawn_with(command, log, None)
     }
 
-    /// The same, with standard output left to the caller as a pipe and standard input as one to write to.
+    /// The same, with standard output as a pipe for [`stdout`](Self::stdout).
     #[track_caller]
-    pub fn spawn_piped(mut command: Command, log: &Path) -> Self {
-        let line = line_of(&command);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(open_log(log));
-        let child = command.spawn().unwrap_or_else(|e| panic!("start `{line}`: {e}"));
-        Self { child, command: line, log: log.to_owned() }
+    pub fn spawn_piped(command: Command, log: &Path) -> Self {
+        Self::spawn_with(command, log, Some(Stdio::piped()))
     }
 
     #[track_caller]
-    fn spawn_with(mut command: Command, log: &Path, stdin: Stdio) -> Self {
+    fn spawn_with(mut command: Command, log: &Path, stdout: Option<Stdio>) -> Self {
         let line = line_of(&command);
         let file = open_log(log);
         let both = file.try_clone().expect("a file can be cloned");
-        command.stdin(stdin).stdout(file).stderr(both);
+        command.stdin(Stdio::piped()).stdout(stdout.unwrap_or_else(|| file.into())).stderr(both);
         let child = command.spawn().unwrap_or_else(|e| panic!("start `{line}`: {e}"));
         Self { child, command: line, log: log.to_owned() }
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! probe serve echo|count|reset ADDRESS          until killed; prints `listening ADDRESS`
 //! probe serve banner ADDRESS TEXT               writes TEXT first, then echoes
+//! probe serve greet ADDRESS TEXT                writes TEXT, then closes
 //! probe connect ADDRESS [OPTION…]               one connection; prints one line of JSON, exit code 1 if refused
 //!     --send TEXT    --half-close    --reset    --from ADDRESS    --read BYTES    --wait MILLISECONDS
 //! probe hold ADDRESS COUNT                      a line of JSON for each connection that is cut; until stdin ends
@@ -17,10 +18,17 @@ mod server;
 
 use std::{net::SocketAddr, process::ExitCode};
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use serde_json::Value;
 
 fn main() -> ExitCode {
+    // A thousand connections are more than the usual soft limit.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match act(&words) {
@@ -39,6 +47,9 @@ fn act(words: &[&str]) -> Result<ExitCode, String> {
         ["serve", "reset", at] => server::serve(address(at)?, server::Service::Reset),
         ["serve", "banner", at, text] => {
             server::serve(address(at)?, server::Service::Banner((*text).to_owned()))
+        }
+        ["serve", "greet", at, text] => {
+            server::serve(address(at)?, server::Service::Greet((*text).to_owned()))
         }
         ["connect", at, options @ ..] => {
             Ok(report(&client::connect(address(at)?, &client::Options::parse(options)?)))

@@ -15,6 +15,8 @@ pub enum Service {
     Echo,
     /// The text at once, then an echo.
     Banner(String),
+    /// The text, and the end.
+    Greet(String),
     /// The number of bytes it sent, once it has closed its direction.
     Count,
     /// A reset, after its first byte.
@@ -46,6 +48,7 @@ fn attend(mut stream: TcpStream, service: &Service) -> std::io::Result<()> {
             stream.write_all(text.as_bytes())?;
             echo(&mut stream)
         }
+        Service::Greet(text) => stream.write_all(text.as_bytes()),
         Service::Count => {
             let count = std::io::copy(&mut stream, &mut std::io::sink())?;
             stream.write_all(count.to_string().as_bytes())
