@@ -34,6 +34,8 @@ pub struct Scene {
     pub embedded: String,
     /// Further top-level lines of both configurations.
     pub top: String,
+    /// Further sections of A's configuration.
+    pub sections: String,
     pub options: Options,
 }
 
@@ -46,6 +48,7 @@ impl Scene {
             on_b: services.iter().map(|(name, port)| Service::server(name, *port)).collect(),
             embedded: String::new(),
             top: String::new(),
+            sections: String::new(),
             options: Options::default(),
         }
     }
@@ -66,7 +69,7 @@ impl Scene {
     /// The same on hosts on which the programs run already.
     #[track_caller]
     pub fn start_on(self, net: Network, a: Host, b: Host) -> Mesh {
-        let Self { family, on_a, on_b, embedded, top, .. } = self;
+        let Self { family, on_a, on_b, embedded, top, sections, .. } = self;
         let config = |host: &Host, control_plane, services| Config {
             node: format!("host-{}", host.name),
             advertise: host.ip(family),
@@ -76,7 +79,8 @@ impl Scene {
             sections: String::new(),
         };
         let server = a.ip(family);
-        let a_config = config(&a, ControlPlane::Embedded { lines: embedded }, on_a);
+        let mut a_config = config(&a, ControlPlane::Embedded { lines: embedded }, on_a);
+        a_config.sections = sections;
         let b_config = config(&b, ControlPlane::Remote { server }, on_b);
         let a = Meshnode::start(a, a_config);
         share_ca(&a, &b);

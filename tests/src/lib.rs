@@ -6,6 +6,7 @@
 //!
 //! The harness panics where it cannot do what it was asked: a test that cannot build its hosts has failed.
 
+pub mod bpf;
 pub mod capture;
 pub mod cgroup;
 pub mod config;
