@@ -35,15 +35,35 @@ pub fn scratch_root() -> PathBuf {
 /// mounts and pins vanish with the last process.
 pub fn sweep() {
     for dir in leftovers() {
-        let removed = if dir.starts_with(scratch_root()) {
-            fs::remove_dir_all(&dir)
-        } else {
-            Cgroup::at(&dir).kill_and_remove(Duration::from_secs(5))
-        };
-        if let Err(e) = removed {
-            eprintln!("a dead test run's {} is still there: {e}", dir.display());
-        }
+        remove(&dir);
     }
+}
+
+fn remove(dir: &Path) {
+    let removed = if dir.starts_with(scratch_root()) {
+        fs::remove_dir_all(dir)
+    } else {
+        Cgroup::at(dir).kill_and_remove(Duration::from_secs(5))
+    };
+    match removed {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            eprintln!("a dead run's {} is still there: {e}", dir.display());
+        }
+        _ => {}
+    }
+}
+
+/// Removes what was kept on purpose by runs that are over.
+pub fn sweep_kept() {
+    let all = [cgroup::mount_point(), scratch_root()];
+    let entries = all.iter().flat_map(fs::read_dir).flatten().flatten().map(|entry| entry.path());
+    for dir in entries.filter(|path| has_prefix(path, KEPT_PREFIX)) {
+        remove(&dir);
+    }
+}
+
+fn has_prefix(path: &Path, prefix: &str) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
 }
 
 /// Returns what dead runs left.

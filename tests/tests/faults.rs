@@ -165,7 +165,8 @@ fn control_plane_down_at_start_with_a_disk_cache_serves() {
     let mut c = third_host(&mesh, true);
     c.run();
     mesh.a.intention("web3", "db", "allow");
-    let reach = |c: &Meshnode| connect(&c.host, "web3", &mesh.at(5432), &["--read", "7"]);
+    let to = mesh.at(5432);
+    let reach = |c: &Meshnode| connect(&c.host, "web3", &to, &["--read", "7"]);
     wait::until("c to reach the db", || {
         let said = reach(&c);
         if said["received"] == "welcome" { Ok(()) } else { Err(format!("{said}\n{}", c.log())) }
