@@ -13,8 +13,8 @@ use crate::{
     space::{Space, tool},
 };
 
-/// How long a command of a test may run, unless the test says otherwise.
-pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long a command of a test may run.
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// A machine as far as programs can tell: its own network, mounts, cgroups, host name.
 #[derive(Debug)]

@@ -124,7 +124,7 @@ fn wrong_types_and_bad_names_are_named() {
 fn oversized_body_is_refused() {
     require_root!();
     let (_net, node) = server();
-    let body = json!({"Name": "api", "Meta": {"k": "x".repeat(20 << 20)}}).to_string();
+    let body = json!({"Name": "api", "Meta": {"k": "x".repeat(600 << 10)}}).to_string();
     let before = everything(&node);
     let (code, said) = node.api("PUT", REGISTER, Some(&body));
     assert_eq!(code, 413, "{said}");

@@ -26,7 +26,7 @@ fn is_let_in(mesh: &Mesh) -> bool {
 }
 
 #[test]
-fn killed_source_daemon_leaves_no_way_out_in_clear() {
+fn a_killed_daemon_leaves_no_way_out_in_clear() {
     require_root!();
     let (mut mesh, _server) = scene();
     mesh.a.kill9();
@@ -47,7 +47,7 @@ fn killed_source_daemon_leaves_no_way_out_in_clear() {
 }
 
 #[test]
-fn killed_destination_daemon_leaves_its_port_protected() {
+fn a_killed_daemon_leaves_protection_in_place() {
     require_root!();
     let (mut mesh, _server) = scene();
     mesh.b.kill9();
@@ -66,7 +66,7 @@ fn killed_destination_daemon_leaves_its_port_protected() {
 }
 
 #[test]
-fn restart_adopts_what_is_pinned() {
+fn a_restart_adopts_the_pins() {
     require_root!();
     let (mut mesh, _server) = scene();
     let pins = |host: &Host| host.run("", &["find", "/sys/fs/bpf/meshnode", "-type", "f"]).ok();
@@ -85,7 +85,7 @@ fn restart_adopts_what_is_pinned() {
 }
 
 #[test]
-fn second_daemon_on_the_host_is_refused_with_the_reason() {
+fn a_second_daemon_is_refused() {
     require_root!();
     let (mesh, _server) = scene();
     let binary = binary();
@@ -96,7 +96,7 @@ fn second_daemon_on_the_host_is_refused_with_the_reason() {
 }
 
 #[test]
-fn full_map_of_direct_flows_denies_and_counts() {
+fn a_full_map_denies_and_counts() {
     require_root!();
     let mut scene = Scene::new(&[]);
     scene.on_a = vec![Service::server("db", 5432), Service::client("web")];
@@ -121,7 +121,7 @@ fn full_map_of_direct_flows_denies_and_counts() {
 }
 
 #[test]
-fn full_map_of_destinations_denies_what_it_cannot_know() {
+fn a_full_map_of_destinations_denies_what_it_cannot_know() {
     require_root!();
     let mut scene = Scene::new(&[("db", 5432), ("db2", 5433), ("db3", 5434)]);
     scene.sections = "[limits]\ndestinations = 2\n".to_owned();
@@ -159,7 +159,7 @@ fn third_host(mesh: &Mesh, with_ca: bool) -> Meshnode {
 }
 
 #[test]
-fn control_plane_down_at_start_with_a_disk_cache_serves() {
+fn with_a_cache_a_cold_start_serves() {
     require_root!();
     let (mut mesh, _server) = scene();
     let mut c = third_host(&mesh, true);
@@ -184,7 +184,7 @@ fn control_plane_down_at_start_with_a_disk_cache_serves() {
 }
 
 #[test]
-fn control_plane_down_at_start_without_a_cache_says_so_and_denies() {
+fn without_a_cache_a_cold_start_denies() {
     require_root!();
     let (mut mesh, _server) = scene();
     let mut c = third_host(&mesh, true);
@@ -199,7 +199,7 @@ fn control_plane_down_at_start_without_a_cache_says_so_and_denies() {
 }
 
 #[test]
-fn bad_configuration_is_refused_as_a_whole_on_reload() {
+fn a_bad_configuration_is_refused_as_a_whole() {
     require_root!();
     let (mut mesh, _server) = scene();
     let good = mesh.a.config.clone();
