@@ -138,12 +138,25 @@ pub struct Service {
     pub address: String,
     #[serde(deserialize_with = "port")]
     pub port: u16,
+    /// Other addresses of the same instance: `lan_ipv4`, `lan_ipv6`, `wan…`, `virtual`.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub tagged_addresses: BTreeMap<String, TaggedAddress>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     #[serde(deserialize_with = "nullable")]
     pub proxy: Proxy,
     #[serde(deserialize_with = "nullable")]
     pub connect: Connect,
+}
+
+/// A value of `TaggedAddresses`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TaggedAddress {
+    #[serde(deserialize_with = "nullable")]
+    pub address: String,
+    #[serde(deserialize_with = "port")]
+    pub port: u16,
 }
 
 /// The value of `Kind` of a service's mTLS end.
@@ -202,6 +215,8 @@ pub struct Registration {
     pub name: String,
     pub address: String,
     pub port: u16,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tagged_addresses: BTreeMap<&'static str, TaggedAddress>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
