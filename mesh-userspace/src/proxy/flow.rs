@@ -50,7 +50,7 @@ pub struct FlowStart {
     pub direction: Direction,
     /// The other end of the accepted connection: the program (outbound) or the peer's host (inbound).
     pub peer: SocketAddr,
-    /// Inbound: the service that was dialled. Outbound: known from [`Flow::set_origin`] on.
+    /// Inbound: the service that was dialled. Outbound: part of [`Flow::origin`], once that is known.
     pub destination: Option<ServiceName>,
     /// Inbound and guard: the local address that was dialled.
     pub dialled: Option<SocketAddr>,
