@@ -25,7 +25,7 @@ mod tests;
 mod trust;
 mod watch;
 
-pub use client::{Answer, ApiError, Client, escape};
+pub use client::{ApiError, Client, escape};
 pub use connector::TlsSetupError;
 pub use leaf::renew_at;
 pub use link::Status;
