@@ -10,6 +10,7 @@ mod cache;
 mod client;
 mod connector;
 mod discovery;
+pub mod embedded;
 mod join;
 mod leaf;
 mod link;
