@@ -1,6 +1,7 @@
 //! The client against a real Consul agent.
 
 mod broken_answers;
+mod embedded_server;
 
 use std::net::SocketAddr;
 
