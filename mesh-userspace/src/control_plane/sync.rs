@@ -137,7 +137,11 @@ impl SyncHandle {
     /// Stops all watches; with `deregister` takes this host's services out of the catalog, for which it waits a few
     /// seconds at most. Writes what the cache has not written yet.
     pub async fn shutdown(self, deregister: bool) {
-        drop(self.tasks);
+        self.tasks.iter().for_each(AbortOnDropHandle::abort);
+        for task in self.tasks {
+            // Cancelled, which is what was asked for.
+            let _ = task.await;
+        }
         if deregister {
             register::deregister_all(&self.shared).await;
         }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{
     client::{Answer, ApiError, Client, decode},
     link::{Link, Part},
-    pace::{Bucket, Cursor, backoff},
+    pace::{Bucket, Cursor},
 };
 
 /// How long the server is asked to wait for a change.
@@ -142,7 +142,7 @@ impl Watch {
         self.failures = self.failures.saturating_add(1);
         self.link.failed(&self.part, error, SystemTime::now());
         tracing::debug!(path = self.path, %error, failures = self.failures, "watch failed");
-        tokio::time::sleep(backoff(self.failures, rand::random())).await;
+        self.link.pause(self.failures, error).await;
     }
 
     fn accepted(&mut self, index: u64) {
