@@ -15,7 +15,6 @@ use super::{
     cache::Item,
     client::{ApiError, escape},
     link::Part,
-    pace::backoff,
     settings::{Health, Listens, LocalService},
     sync::Shared,
 };
@@ -116,18 +115,18 @@ pub(super) async fn follow(shared: Arc<Shared>, mut local: watch::Receiver<Arc<V
             outages.borrow_and_update();
             announced.values_mut().for_each(|a| a.at = Instant::now().checked_sub(REFRESH).unwrap_or(a.at));
         }
-        let wait = match round(&shared, &services, &mut announced, &mut leftover).await {
+        let failure = match round(&shared, &services, &mut announced, &mut leftover).await {
             Ok(()) => {
                 failures = 0;
                 if !announced.is_empty() {
                     shared.link.answered(&Part::Registration, None, SystemTime::now());
                 }
-                HEARTBEAT
+                None
             }
             Err(error) => {
                 failures += 1;
                 shared.link.failed(&Part::Registration, &error, SystemTime::now());
-                backoff(failures, rand::random())
+                Some(error)
             }
         };
         let mut checks: Vec<_> =
@@ -135,8 +134,14 @@ pub(super) async fn follow(shared: Arc<Shared>, mut local: watch::Receiver<Arc<V
         checks.iter_mut().for_each(watch::Receiver::mark_unchanged);
         // A change between the round's look and now is found by comparing with what was said.
         let changed = failures == 0 && services.iter().any(|s| differs(s, &announced));
+        let again = async {
+            match &failure {
+                Some(error) => shared.link.pause(failures, error).await,
+                None => tokio::time::sleep(if changed { SOON } else { HEARTBEAT }).await,
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(if changed { SOON } else { wait }) => {}
+            () = again => {}
             Ok(()) = local.changed() => {}
             () = any_change(checks), if failures == 0 => {}
             _ = outages.changed(), if failures == 0 => {}
