@@ -5,39 +5,43 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::contract;
 
 /// An IP address in network byte order; IPv4 is held as IPv4-mapped IPv6 (`::ffff:a.b.c.d`).
+///
+/// Four words, as the kernel's contexts hold them: their bytes in memory are the bytes on the wire. (Single bytes
+/// make the BPF compiler take every word apart.)
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Addr([u8; 16]);
+pub struct Addr([u32; 4]);
 contract!(Addr, 16);
 
+/// The third word of an IPv4-mapped address.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
 impl Addr {
-    pub const UNSPECIFIED: Self = Self([0; 16]);
+    pub const UNSPECIFIED: Self = Self([0; 4]);
 
-    /// From the four bytes of an IPv4 address as they are in memory on the wire.
+    /// From an IPv4 address as the contexts hold it: network order in memory.
     #[inline(always)]
-    pub const fn from_v4(bytes: [u8; 4]) -> Self {
-        let [a, b, c, d] = bytes;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    pub const fn from_v4(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
     }
 
-    /// From the sixteen bytes of an IPv6 address as they are on the wire.
+    /// From an IPv6 address as the contexts hold it: network order in memory.
     #[inline(always)]
-    pub const fn from_v6(bytes: [u8; 16]) -> Self {
-        Self(bytes)
+    pub const fn from_v6(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
+    /// The words, network order in memory.
     #[inline(always)]
-    pub const fn octets(&self) -> [u8; 16] {
+    pub const fn words(&self) -> [u32; 4] {
         self.0
     }
 
-    /// Returns the IPv4 bytes if this is an IPv4 or IPv4-mapped address.
+    /// Returns the IPv4 word (network order in memory) if this is an IPv4 or IPv4-mapped address.
     #[inline(always)]
-    pub const fn v4(&self) -> Option<[u8; 4]> {
-        match self.0 {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
-            _ => None,
-        }
+    pub const fn v4(&self) -> Option<u32> {
+        let [a, b, c, d] = self.0;
+        if a == 0 && b == 0 && c == MAPPED { Some(d) } else { None }
     }
 
     /// Whether the address reaches its own network namespace only: 127/8, `::1`, and the unspecified addresses,
@@ -45,9 +49,11 @@ impl Addr {
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
         match self.v4() {
-            Some([127, ..]) | Some([0, 0, 0, 0]) => true,
-            Some(_) => false,
-            None => matches!(self.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1]),
+            Some(word) => word == 0 || word.to_ne_bytes()[0] == 127,
+            None => {
+                let [a, b, c, d] = self.0;
+                a == 0 && b == 0 && c == 0 && (d == 0 || d == 1_u32.to_be())
+            }
         }
     }
 }
@@ -55,8 +61,12 @@ impl Addr {
 impl From<IpAddr> for Addr {
     fn from(ip: IpAddr) -> Self {
         match ip {
-            IpAddr::V4(v4) => Self::from_v4(v4.octets()),
-            IpAddr::V6(v6) => Self::from_v6(v6.octets()),
+            IpAddr::V4(v4) => Self::from_v4(u32::from_ne_bytes(v4.octets())),
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, e, f, g, h] = v6.segments();
+                let word = |high: u16, low: u16| (u32::from(high) << 16 | u32::from(low)).to_be();
+                Self::from_v6([word(a, b), word(c, d), word(e, f), word(g, h)])
+            }
         }
     }
 }
@@ -65,8 +75,11 @@ impl From<Addr> for IpAddr {
     /// IPv4-mapped addresses come back as IPv4.
     fn from(addr: Addr) -> Self {
         match addr.v4() {
-            Some(v4) => IpAddr::V4(Ipv4Addr::from(v4)),
-            None => IpAddr::V6(Ipv6Addr::from(addr.0)),
+            Some(v4) => IpAddr::V4(Ipv4Addr::from(v4.to_ne_bytes())),
+            None => {
+                let [a, b, c, d] = addr.0.map(|word| u128::from(u32::from_be(word)));
+                IpAddr::V6(Ipv6Addr::from(a << 96 | b << 64 | c << 32 | d))
+            }
         }
     }
 }
@@ -74,28 +87,29 @@ impl From<Addr> for IpAddr {
 /// A TCP port in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Port([u8; 2]);
+pub struct Port(u16);
 contract!(Port, 2);
 
 impl Port {
     #[inline(always)]
     pub const fn new(host_order: u16) -> Self {
-        Self(host_order.to_be_bytes())
+        Self(host_order.to_be())
     }
 
-    /// From the two bytes as they are in memory on the wire.
+    /// From a number whose bytes in memory are the port on the wire.
     #[inline(always)]
-    pub const fn from_wire(bytes: [u8; 2]) -> Self {
-        Self(bytes)
+    pub const fn from_wire(raw: u16) -> Self {
+        Self(raw)
     }
 
     #[inline(always)]
     pub const fn get(self) -> u16 {
-        u16::from_be_bytes(self.0)
+        u16::from_be(self.0)
     }
 
+    /// The number whose bytes in memory are the port on the wire.
     #[inline(always)]
-    pub const fn wire(self) -> [u8; 2] {
+    pub const fn wire(self) -> u16 {
         self.0
     }
 }
@@ -106,7 +120,7 @@ impl Port {
 pub struct Endpoint {
     pub addr: Addr,
     pub port: Port,
-    pad: [u8; 2],
+    pad: u16,
 }
 contract!(Endpoint, 20);
 
@@ -115,7 +129,7 @@ impl Endpoint {
 
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port) -> Self {
-        Self { addr, port, pad: [0; 2] }
+        Self { addr, port, pad: 0 }
     }
 }
 

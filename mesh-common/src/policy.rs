@@ -47,14 +47,14 @@ contract!(Destination, 8);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ProtectedKey {
     pub port: Port,
-    pub pad: [u8; 2],
+    pub pad: u16,
 }
 contract!(ProtectedKey, 4);
 
 impl ProtectedKey {
     #[inline(always)]
     pub const fn new(port: Port) -> Self {
-        Self { port, pad: [0; 2] }
+        Self { port, pad: 0 }
     }
 }
 
@@ -96,12 +96,8 @@ pub struct Settings {
     pub classified_up_to: u64,
     /// The network namespace whose services `PROTECTED` lists, and whose listeners `LISTENERS` holds.
     pub host_netns: u64,
-    /// Outbound listener ports in the host's namespace, host byte order.
-    pub outbound_port4: u16,
-    pub outbound_port6: u16,
-    pub pad2: u32,
 }
-contract!(Settings, 32);
+contract!(Settings, 24);
 
 /// Catalog and intentions were read at least once (from the control plane, or from the disk cache).
 pub const SETTINGS_SYNCED: u32 = 1;

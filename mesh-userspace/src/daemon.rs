@@ -1,10 +1,333 @@
-//! TEMPORARY, replaced by the lead: the daemon is not in this branch.
+//! The daemon: starts the parts in the order in which they stand on each other, and ends them in the reverse one.
+//!
+//! Start: directories → own cgroup → BPF (load or adopt) → capabilities dropped → embedded control plane → services →
+//! client (disk cache, then live) → maps → listeners → admin socket. Nothing is let through that a part not started
+//! yet would have refused: until the maps say otherwise, the kernel denies.
 
-use std::path::PathBuf;
+mod kernel;
+mod listeners;
+mod place;
+mod services;
+mod signals;
+mod status;
 
-use crate::config::Config;
+use std::{
+    fs,
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
-/// Runs until SIGTERM.
-pub fn run(_config: Config, _config_path: Option<PathBuf>) -> anyhow::Result<()> {
-    anyhow::bail!("the daemon is not built into this branch")
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    admin::{AdminBackend, AdminError, AdminServer, Answer, ExecTicket, ReloadReport, StatusReport},
+    config::{Config, ControlPlane, SameHost},
+    control_plane::{self, LocalService, Sync, SyncHandle, SyncStatus, embedded::Embedded},
+    datapath::{
+        cgroup::Governed,
+        engine::{self, Engine, Outlets},
+        events,
+    },
+    identity::ServiceName,
+    proxy::{Proxy, ProxyHandle},
+    state::MeshState,
+};
+use kernel::Kernel;
+use listeners::Listeners;
+use services::Services;
+
+/// Runs the daemon until SIGTERM, SIGINT or `meshnode drain`.
+pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
+    make_directories(&config)?;
+    let governed = Governed::find(&config.cgroup_root.to_string_lossy())?;
+    let own = place::enter_own_cgroup(&governed)?;
+    for service in &config.services {
+        governed.make(&services::exec_cgroup(&service.name))?;
+    }
+    let (engine, outlets) = Engine::open(engine::Settings {
+        bpf_dir: config.bpf_dir.clone(),
+        governed: governed.clone(),
+        limits: config.limits,
+        node: config.node.clone(),
+        same_host_mtls: config.same_host == SameHost::Mtls,
+        services: services::kernel_view(&config),
+        rules: services::rules(&config, &own),
+    })?;
+    // The only thread there is: every later one inherits what is left.
+    place::drop_capabilities()?;
+    for line in engine.degraded() {
+        tracing::warn!("{line}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
+    runtime.block_on(async {
+        let daemon = Daemon::start(config, config_path, governed, own, engine, outlets).await?;
+        daemon.serve().await
+    })
+}
+
+/// State and runtime directories: the first is nobody else's business, the second holds sockets with modes of their own.
+fn make_directories(config: &Config) -> anyhow::Result<()> {
+    for (dir, mode) in [(&config.state_dir, 0o700), (&config.run_dir, 0o755)] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(dir)
+            .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)))
+            .with_context(|| format!("cannot make directory {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Everything that runs.
+pub struct Daemon {
+    config: ArcSwap<Config>,
+    config_path: Option<PathBuf>,
+    governed: Governed,
+    own_cgroup: String,
+    advertised: Vec<IpAddr>,
+    mesh: MeshState,
+    kernel: Kernel,
+    proxy: ProxyHandle,
+    sync: SyncHandle,
+    embedded: Mutex<Option<Embedded>>,
+    services: Mutex<Services>,
+    announce: watch::Sender<Arc<Vec<LocalService>>>,
+    listeners: Listeners,
+    recent: events::Recent,
+    started: Instant,
+    draining: AtomicBool,
+    stop: Notify,
+}
+
+impl Daemon {
+    async fn start(
+        config: Config,
+        config_path: Option<PathBuf>,
+        governed: Governed,
+        own_cgroup: String,
+        engine: Engine,
+        outlets: Outlets,
+    ) -> anyhow::Result<Arc<Self>> {
+        let mesh = MeshState::default();
+        let advertised = config.advertised();
+        let main_address = *advertised.first().context(
+            "this host has no address that others could use: set address.advertise (or bring an interface up)",
+        )?;
+        let embedded = listeners::start_embedded(&config, main_address).await?;
+        let mut services = Services::default();
+        let inbound = services.apply(&config)?;
+        let (announce, announced) = watch::channel(Arc::new(services.announced(&config, &advertised)));
+        let settings = listeners::client_settings(&config, main_address, embedded.as_ref())?;
+        // Returns when the disk cache was read: what it holds serves from here on.
+        let sync = Sync::start(settings, mesh.clone(), announced)?;
+
+        let kernel = Kernel::new(engine, mesh.clone());
+        kernel.reconcile();
+        let recent = events::Recent::default();
+        tokio::spawn(follow_events(outlets.events, outlets.names.clone(), recent.clone()));
+        let (listeners, sockets) = Listeners::bind(&config)?;
+        listeners.hand_to_kernel(&kernel, &sockets)?;
+        let proxy = Proxy::start(
+            listeners::proxy_settings(&config),
+            mesh.clone(),
+            Arc::new(outlets.flows),
+            sockets.outbound,
+            sockets.guard,
+        )?;
+        listeners::serve_inbound(&proxy, &services, inbound)?;
+        tokio::spawn(drive(kernel.clone()));
+        Ok(Arc::new(Self {
+            config: ArcSwap::from_pointee(config),
+            config_path,
+            governed,
+            own_cgroup,
+            advertised,
+            mesh,
+            kernel,
+            proxy,
+            sync,
+            embedded: Mutex::new(embedded),
+            services: Mutex::new(services),
+            announce,
+            listeners,
+            recent,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            stop: Notify::new(),
+        }))
+    }
+
+    /// Serves until told to stop, then drains.
+    async fn serve(self: Arc<Self>) -> anyhow::Result<()> {
+        let admin = AdminServer::bind(&self.config().admin_socket())?;
+        let admin = tokio::spawn(admin.serve(self.clone()));
+        tracing::info!(
+            node = self.config().node,
+            advertise = ?self.advertised,
+            adopted = self.kernel.lock().adopted(),
+            listeners = ?self.listeners(),
+            "meshnode is ready"
+        );
+        signals::notify("READY=1");
+        signals::until_stop(&self).await?;
+        signals::notify("STOPPING=1");
+        self.shut_down().await;
+        admin.abort();
+        Ok(())
+    }
+
+    /// New flows are refused, live ones get until the deadline; what the kernel enforces stays in place.
+    async fn shut_down(&self) {
+        self.draining.store(true, Relaxed);
+        let deadline = self.config().drain_deadline;
+        tracing::info!(?deadline, live = self.proxy.flows().live(), "draining; programs stay protected afterwards");
+        self.sync.shutdown(true).await;
+        self.proxy.drain(deadline).await;
+        let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(embedded) = embedded {
+            embedded.shutdown().await;
+        }
+        tracing::info!("stopped");
+    }
+
+    fn config(&self) -> arc_swap::Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    fn proxy(&self) -> &ProxyHandle {
+        &self.proxy
+    }
+
+    fn services(&self) -> MutexGuard<'_, Services> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sync_status(&self) -> SyncStatus {
+        self.sync.status()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Every socket that listens: role and address.
+    fn listeners(&self) -> Vec<(String, String)> {
+        let mut all = self.listeners.list();
+        for running in self.services().iter() {
+            all.push((format!("inbound {}", running.name), format!("*:{}", running.mesh_port)));
+        }
+        all.sort();
+        all
+    }
+
+    /// Reads the configuration again; takes it as a whole, or changes nothing.
+    async fn reload_config(&self) -> Result<ReloadReport, AdminError> {
+        let new = Config::load(self.config_path.as_deref()).map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
+        let old = self.config.load_full();
+        old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
+        let system = |e: &dyn std::fmt::Display| AdminError::System(e.to_string());
+        for service in &new.services {
+            self.governed.make(&services::exec_cgroup(&service.name)).map_err(|e| system(&e))?;
+        }
+        let changes = changes(&old, &new);
+        {
+            let mut services = self.services();
+            let inbound = services.apply(&new).map_err(|e| system(&e))?;
+            self.kernel.lock().configure(services::kernel_view(&new), services::rules(&new, &self.own_cgroup));
+            listeners::serve_inbound(&self.proxy, &services, inbound).map_err(|e| system(&e))?;
+            self.announce.send_replace(Arc::new(services.announced(&new, &self.advertised)));
+        }
+        self.config.store(Arc::new(new));
+        self.kernel.reconcile();
+        tracing::info!(?changes, "the configuration was read again");
+        Ok(ReloadReport { changes })
+    }
+}
+
+/// One line for each service that came, went or changed.
+fn changes(old: &Config, new: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    for service in &new.services {
+        match old.service(&service.name) {
+            None => lines.push(format!("service {} added", service.name)),
+            Some(before) if before != service => lines.push(format!("service {} changed", service.name)),
+            Some(_) => {}
+        }
+    }
+    lines.extend(
+        old.services
+            .iter()
+            .filter(|s| new.service(&s.name).is_none())
+            .map(|s| format!("service {} removed", s.name)),
+    );
+    if old.exempt != new.exempt {
+        lines.push("exemptions changed".into());
+    }
+    if old.drain_deadline != new.drain_deadline {
+        lines.push("drain_deadline changed".into());
+    }
+    lines
+}
+
+async fn drive(kernel: Kernel) {
+    if let Err(error) = kernel.drive().await {
+        tracing::error!(%error, "the maps are not followed any more: restart the daemon");
+    }
+}
+
+async fn follow_events(
+    ring: aya::maps::RingBuf<aya::maps::MapData>,
+    names: crate::datapath::names::NameReader,
+    recent: events::Recent,
+) {
+    if let Err(error) = events::follow(ring, names, recent).await {
+        tracing::error!(%error, "the kernel's events are not read any more");
+    }
+}
+
+impl AdminBackend for Daemon {
+    fn status(&self) -> StatusReport {
+        status::report(self)
+    }
+
+    fn prepare_exec(&self, service: ServiceName) -> Answer<'_, ExecTicket> {
+        Box::pin(async move {
+            let config = self.config();
+            if config.service(&service).is_none() {
+                let known = config.services.iter().map(|s| s.name.clone()).collect();
+                return Err(AdminError::UnknownService { service, known });
+            }
+            let cgroup = self
+                .governed
+                .make(&services::exec_cgroup(&service))
+                .map_err(|e| AdminError::System(e.to_string()))?;
+            // The kernel knows the cgroup before the program is in it.
+            self.kernel.reconcile();
+            Ok(ExecTicket { cgroup_procs_path: cgroup.join("cgroup.procs") })
+        })
+    }
+
+    fn reload(&self) -> Answer<'_, ReloadReport> {
+        Box::pin(self.reload_config())
+    }
+
+    fn drain(&self) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.stop.notify_one();
+            Ok(())
+        })
+    }
+}
+
+/// Removes everything that outlives the daemon in the kernel.
+pub fn detach(config: &Config) -> anyhow::Result<bool> {
+    Ok(crate::datapath::load::detach(Path::new(&config.bpf_dir))?)
 }

@@ -1,0 +1,273 @@
+//! `cgroup/connect4,6`: who calls, where to, what then. The decision itself is `mesh_ebpf::verdict`.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, bpf_sock},
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_socket_cookie,
+        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release,
+    },
+    programs::SockAddrContext,
+};
+use mesh_common::{
+    addr::{Addr, Endpoint, Port},
+    counter::Counter,
+    event,
+    flow::{self, COMM_LEN, DirectFlow, Origin, SocketState},
+    map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
+    policy::{
+        self, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED,
+        ServiceId, Settings,
+    },
+};
+use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
+
+use crate::{context, context::Family, maps, report};
+
+const PROCEED: i32 = 1;
+const EPERM: i32 = 0;
+
+/// `SOCK_STREAM` and `IPPROTO_TCP`.
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+
+/// Cgroups deeper than this below the root are not looked at; the daemon refuses selectors that go deeper.
+const MAX_DEPTH: i32 = 24;
+
+const LOOPBACK4: Addr = Addr::from_v4(u32::from_ne_bytes([127, 0, 0, 1]));
+const LOOPBACK6: Addr = Addr::from_v6([0, 0, 0, 1_u32.to_be()]);
+
+#[inline(always)]
+pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+    // SAFETY: the kernel passes a valid context.
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    if kind != SOCK_STREAM || protocol != IPPROTO_TCP {
+        return PROCEED;
+    }
+    match try_connect(ctx, family) {
+        Ok(()) => PROCEED,
+        Err(denial) => {
+            deny(ctx, &denial);
+            EPERM
+        }
+    }
+}
+
+/// A connection that is refused, with what the event says of it.
+struct Denial {
+    reason: u32,
+    source: ServiceId,
+    destination: ServiceId,
+    remote: Endpoint,
+}
+
+#[inline(always)]
+fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
+    let remote = context::dialled(ctx, family);
+    let unknown = Denial { reason: event::REASON_NOT_SYNCED, source: 0, destination: 0, remote };
+    let Some(settings) = maps::SETTINGS.get(0) else { return Err(unknown) };
+    let caller = caller(settings);
+    // An earlier connect() on this socket may have left its state, whoever made it: it is over.
+    // SAFETY: `sk` is the context's own socket.
+    let _ = unsafe { maps::SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+    if caller == Caller::Exempt {
+        return Ok(());
+    }
+    let netns = context::netns_of(ctx);
+    let target = target(remote, netns, settings);
+    let source = if let Caller::Workload { service, .. } = caller { service } else { policy::NO_SERVICE };
+    let destination = match target {
+        Target::Outside => policy::NO_SERVICE,
+        Target::Remote { service } | Target::Local { service, .. } => service,
+    };
+    let mode = Mode {
+        synced: settings.flags & SETTINGS_SYNCED != 0,
+        incomplete: settings.flags & SETTINGS_INCOMPLETE != 0,
+        same_host_mtls: settings.flags & SETTINGS_SAME_HOST_MTLS != 0,
+    };
+    let refused = |reason| Err(Denial { reason, source, destination, remote });
+    match decide(caller, target, allowed(source, destination), mode) {
+        Verdict::Pass => Ok(()),
+        Verdict::WouldDeny(reason) => {
+            report::count(Counter::WouldDeny);
+            emit(ctx, event::EVENT_WOULD_DENY, &Denial { reason, source, destination, remote });
+            Ok(())
+        }
+        Verdict::Direct { source, destination } => {
+            direct(ctx, origin(ctx, remote, source, destination), netns)
+                .or_else(|()| refused(event::REASON_MAP_FULL))
+        }
+        Verdict::Capture { source, destination } => {
+            capture(ctx, family, origin(ctx, remote, source, destination), netns).or_else(refused)
+        }
+        Verdict::Deny(reason) => refused(reason),
+    }
+}
+
+/// The caller's workload: the deepest cgroup among the task's ancestors that has one.
+#[inline(always)]
+fn caller(settings: &Settings) -> Caller {
+    let mut found = Caller::Unmanaged;
+    let mut own = 0;
+    for level in 0..MAX_DEPTH {
+        // SAFETY: the helper takes a plain number. 0 means that the task is not that deep.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            break;
+        }
+        own = id;
+        // SAFETY: the entry is copied at once; the daemon replaces entries, it does not edit them in place.
+        if let Some(workload) = unsafe { maps::WORKLOADS.get(id) } {
+            found = if workload.flags & policy::WORKLOAD_EXEMPT != 0 {
+                Caller::Exempt
+            } else {
+                Caller::Workload {
+                    service: workload.service,
+                    mesh_only: workload.flags & policy::WORKLOAD_MESH_ONLY != 0,
+                }
+            };
+        }
+    }
+    if found == Caller::Unmanaged && own > settings.classified_up_to { Caller::Unclassified } else { found }
+}
+
+#[inline(always)]
+fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
+    // SAFETY: as in `caller`.
+    if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(remote.port)) } {
+        let loopback = remote.addr.is_loopback();
+        let home = netns == settings.host_netns;
+        // Loopback of another namespace is another place.
+        // SAFETY: as in `caller`.
+        if (loopback && home) || (!loopback && unsafe { maps::HOST_ADDRS.get(remote.addr) }.is_some()) {
+            return Target::Local {
+                service: protected.service,
+                permissive: protected.flags & policy::PROTECTED_PERMISSIVE != 0,
+                reachable: home,
+            };
+        }
+    }
+    // SAFETY: as in `caller`.
+    match unsafe { maps::DESTINATIONS.get(remote) } {
+        Some(destination) => Target::Remote { service: destination.service },
+        None => Target::Outside,
+    }
+}
+
+#[inline(always)]
+fn allowed(source: ServiceId, destination: ServiceId) -> bool {
+    if source == policy::NO_SERVICE || destination == policy::NO_SERVICE {
+        return false;
+    }
+    // SAFETY: as in `caller`.
+    unsafe { maps::POLICY.get(PolicyKey { source, destination }) }.is_some_and(|v| *v == policy::POLICY_ALLOW)
+}
+
+#[inline(always)]
+fn origin(
+    ctx: &SockAddrContext,
+    original_dst: Endpoint,
+    source: ServiceId,
+    destination: ServiceId,
+) -> Origin {
+    Origin {
+        original_dst,
+        pid: ctx.tgid(),
+        source,
+        destination,
+        comm: ctx.command().unwrap_or([0; COMM_LEN]),
+        // SAFETY: the helper takes nothing.
+        opened_ns: unsafe { bpf_ktime_get_ns() },
+    }
+}
+
+/// Stores `state` on the socket; fails when the kernel has no room for it.
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
+    // SAFETY: `state` lives through the call, which copies it.
+    let stored = unsafe { maps::SOCKETS.get_or_insert_ptr_mut(ctx, Some(state)) };
+    if stored.is_null() { Err(()) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn direct(ctx: &SockAddrContext, origin: Origin, netns: u64) -> Result<(), ()> {
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, pad: 0 })?;
+    let flow = DirectFlow {
+        origin,
+        netns,
+        local: Endpoint::UNSPECIFIED,
+        remote: origin.original_dst,
+        state: flow::DIRECT_ALLOWED,
+        pad: 0,
+    };
+    // SAFETY: the helper takes the program's own context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    maps::DIRECT.insert(cookie, flow, BPF_ANY.into()).map_err(|_| ())?;
+    report::count(Counter::Direct);
+    Ok(())
+}
+
+/// Redirects the call to the daemon's listener in the caller's namespace; the error is a `REASON_*`.
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, netns: u64) -> Result<(), u32> {
+    // A v4 destination dialled through a v6 socket stays a v4 connection.
+    let v4 = origin.original_dst.addr.v4().is_some();
+    let (role, loopback) = if v4 { (LISTENER_OUTBOUND4, LOOPBACK4) } else { (LISTENER_OUTBOUND6, LOOPBACK6) };
+    let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, pad: 0 })
+        .map_err(|()| event::REASON_MAP_FULL)?;
+    context::set_address(ctx, family, Endpoint::new(loopback, port));
+    report::count(Counter::Captured);
+    Ok(())
+}
+
+/// The port of the daemon's listener, read from the socket itself: what is not listening has none, and a port that
+/// somebody else took over after the daemon died is never answered.
+#[inline(always)]
+fn listener_port(key: &ListenerKey) -> Option<Port> {
+    // SAFETY: the map's key type is `ListenerKey`; the verifier demands the release of what is returned.
+    let sk: *mut bpf_sock = unsafe {
+        bpf_map_lookup_elem((&raw const maps::LISTENERS).cast_mut().cast(), (&raw const *key).cast())
+    }
+    .cast();
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and referenced until the release below. `src_port` is in host order.
+    let port = unsafe { (*sk).src_port };
+    // SAFETY: `sk` came from the look-up above and is released once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    Some(Port::new(port as u16))
+}
+
+#[inline(always)]
+fn deny(ctx: &SockAddrContext, denial: &Denial) {
+    report::count(match denial.reason {
+        event::REASON_INTENTION => Counter::DeniedIntention,
+        event::REASON_UNMANAGED => Counter::DeniedUnmanaged,
+        event::REASON_UNCLASSIFIED => Counter::DeniedUnclassified,
+        event::REASON_NOT_SYNCED => Counter::DeniedNotSynced,
+        event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
+        event::REASON_NO_LISTENER => Counter::DeniedNoListener,
+        _ => Counter::DeniedMapFull,
+    });
+    emit(ctx, event::EVENT_DENIED, denial);
+}
+
+#[inline(always)]
+fn emit(ctx: &SockAddrContext, kind: u32, denial: &Denial) {
+    let mut event = report::blank(kind);
+    event.reason = denial.reason;
+    event.source = denial.source;
+    event.destination = denial.destination;
+    event.remote = denial.remote;
+    event.pid = ctx.tgid();
+    event.comm = ctx.command().unwrap_or([0; COMM_LEN]);
+    event.netns = context::netns_of(ctx);
+    // SAFETY: the helpers take nothing, and the program's own context.
+    unsafe {
+        event.cgroup = bpf_get_current_cgroup_id();
+        event.cookie = bpf_get_socket_cookie(ctx.as_ptr());
+    }
+    report::emit(&event);
+}

@@ -1,0 +1,70 @@
+//! Every map: who writes it, who reads it, how long an entry lives.
+//!
+//! Sizes are defaults; the daemon sets them from `[limits]` when it creates a map.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    macros::btf_map,
+};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    event::Event,
+    flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
+    map::ListenerKey,
+    policy::{Destination, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Workload},
+};
+
+const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Daemon → `connect`. Cgroup id → workload; lives as long as the cgroup.
+#[btf_map]
+pub static WORKLOADS: HashMap<u64, Workload, 16384, LAZY> = HashMap::new();
+
+/// Daemon → `connect`. Address of a remote instance → service; lives as long as the instance is in the catalog.
+#[btf_map]
+pub static DESTINATIONS: HashMap<Endpoint, Destination, 262144, LAZY> = HashMap::new();
+
+/// Daemon → `connect`, `sk_lookup`. Port of this host → service; lives as long as the configuration names it.
+#[btf_map]
+pub static PROTECTED: HashMap<ProtectedKey, Protected, 1024> = HashMap::new();
+
+/// Daemon → `connect`. Allowed pairs only: local workload → service.
+#[btf_map]
+pub static POLICY: HashMap<PolicyKey, u32, 262144, LAZY> = HashMap::new();
+
+/// Daemon → `connect`, `sk_lookup`. The host's own addresses, loopback not included.
+#[btf_map]
+pub static HOST_ADDRS: HashMap<Addr, u32, 4096, LAZY> = HashMap::new();
+
+/// Daemon → all. One entry.
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Daemon → daemon. Service id → name, so that a restarted daemon goes on with the ids that are in the other maps.
+#[btf_map]
+pub static NAMES: HashMap<ServiceId, Name, 65536, LAZY> = HashMap::new();
+
+/// `connect` → `sock_ops`, `getpeername`. Storage on the connecting socket; the kernel frees it with the socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+/// `sock_ops` → daemon, which takes the entry out when it accepts the connection.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, FlowRecord, 65536, LAZY> = HashMap::new();
+
+/// `connect`, `sock_ops` → daemon. Socket cookie → direct flow; from `connect()` until the socket is closed.
+#[btf_map]
+pub static DIRECT: HashMap<u64, DirectFlow, 65536, LAZY> = HashMap::new();
+
+/// Daemon → `connect`, `sk_lookup`. The daemon's listening sockets; a closed one is not in it any more.
+#[btf_map]
+pub static LISTENERS: SockHash<ListenerKey, 4096> = SockHash::new();
+
+/// All → daemon.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();
+
+/// All → daemon. Index: `mesh_common::counter::Counter`.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, 32> = PerCpuArray::new();

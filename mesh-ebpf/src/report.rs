@@ -1,0 +1,48 @@
+//! Counters and events.
+
+use aya_ebpf::{bindings::BPF_RB_FORCE_WAKEUP, helpers::generated::bpf_ktime_get_ns};
+use mesh_common::{addr::Endpoint, counter::Counter, event::Event};
+
+use crate::maps;
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(slot) = maps::COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot is this CPU's own, and the program is not preempted by another writer of it on this
+        // CPU other than by itself in softirq, where a lost increment is the worst.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// An event with everything but its kind zero.
+#[inline(always)]
+pub fn blank(kind: u32) -> Event {
+    Event {
+        kind,
+        reason: 0,
+        source: 0,
+        destination: 0,
+        pid: 0,
+        local: Endpoint::UNSPECIFIED,
+        remote: Endpoint::UNSPECIFIED,
+        comm: [0; 16],
+        pad: 0,
+        netns: 0,
+        cgroup: 0,
+        cookie: 0,
+        // SAFETY: the helper takes nothing.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        bytes_sent: 0,
+        bytes_received: 0,
+        rtt_us: 0,
+        pad2: 0,
+    }
+}
+
+/// Hands `event` to the daemon; counts it when there is no room.
+#[inline(always)]
+pub fn emit(event: &Event) {
+    if maps::EVENTS.output(event, BPF_RB_FORCE_WAKEUP.into()).is_err() {
+        count(Counter::EventLost);
+    }
+}

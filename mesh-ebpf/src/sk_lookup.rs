@@ -1,0 +1,65 @@
+//! `sk_lookup`: the guard of protected ports against connections that did not pass a `connect()` hook of this host.
+
+use aya_ebpf::{
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    programs::SkLookupContext,
+};
+use mesh_common::{
+    addr::Endpoint,
+    counter::Counter,
+    event,
+    map::{LISTENER_GUARD4, LISTENER_GUARD6, ListenerKey},
+    policy::{PROTECTED_PERMISSIVE, ProtectedKey, ServiceId},
+};
+
+use crate::{context, maps, report};
+
+const IPPROTO_TCP: u32 = 6;
+/// The loopback device is the first in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_IFINDEX: u32 = 1;
+
+#[inline(always)]
+pub fn guard(ctx: &SkLookupContext) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    let (protocol, ingress, family) =
+        unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).ingress_ifindex, (*ctx.lookup).family) };
+    if protocol != IPPROTO_TCP {
+        return SK_PASS;
+    }
+    let (local, remote) = context::lookup_ends(ctx);
+    // SAFETY: the entry is copied at once; the daemon replaces entries, it does not edit them in place.
+    let Some(protected) = (unsafe { maps::PROTECTED.get(ProtectedKey::new(local.port)) }) else {
+        return SK_PASS;
+    };
+    // What comes over loopback passed `connect()` here, which decided it, provided that it knew the address.
+    // SAFETY: as above.
+    let known = local.addr.is_loopback() || unsafe { maps::HOST_ADDRS.get(local.addr) }.is_some();
+    if ingress == LOOPBACK_IFINDEX && known {
+        return SK_PASS;
+    }
+    let service = protected.service;
+    if protected.flags & PROTECTED_PERMISSIVE != 0 {
+        report::count(Counter::GuardPassed);
+        emit(event::EVENT_GUARD_PASSED, service, local, remote);
+        return SK_PASS;
+    }
+    report::count(Counter::Guarded);
+    emit(event::EVENT_GUARDED, service, local, remote);
+    let role = if family == context::AF_INET { LISTENER_GUARD4 } else { LISTENER_GUARD6 };
+    let Some(settings) = maps::SETTINGS.get(0) else { return SK_DROP };
+    let key = ListenerKey { netns: settings.host_netns, role, pad: 0 };
+    if maps::LISTENERS.redirect_sk_lookup(ctx, key, 0).is_err() {
+        report::count(Counter::GuardDropped);
+        return SK_DROP;
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn emit(kind: u32, destination: ServiceId, local: Endpoint, remote: Endpoint) {
+    let mut event = report::blank(kind);
+    event.destination = destination;
+    event.local = local;
+    event.remote = remote;
+    report::emit(&event);
+}

@@ -1,0 +1,141 @@
+//! `sock_ops`: binds a captured connection to its original destination once it has a source port, and follows
+//! direct flows until they end.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
+    programs::SockOpsContext,
+};
+use mesh_common::{
+    counter::Counter,
+    event,
+    flow::{self, FlowKey, FlowRecord, SocketState},
+};
+
+use crate::{context, maps, report};
+
+#[inline(always)]
+pub fn sock_ops(ctx: &SockOpsContext) {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(ctx),
+        _ => {}
+    }
+}
+
+/// What `connect()` decided for this socket.
+#[inline(always)]
+fn state_of(ctx: &SockOpsContext) -> Option<SocketState> {
+    // SAFETY: the kernel passes a valid context; the verifier checks the null tests.
+    unsafe {
+        let sk = (*ctx.ops).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return None;
+        }
+        let state: *const SocketState = bpf_sk_storage_get(
+            (&raw const maps::SOCKETS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
+        .cast();
+        if state.is_null() { None } else { Some(*state) }
+    }
+}
+
+#[inline(always)]
+fn cookie_of(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the program's own context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn netns_of(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the program's own context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// `tcp_connect()` calls this before it sends the SYN: the source port is known.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    let Some(state) = state_of(ctx) else { return };
+    if state.disposition != flow::SOCKET_DIRECT {
+        return;
+    }
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    let (local, remote) = context::ends(ctx);
+    if let Some(entry) = maps::DIRECT.get_ptr_mut(cookie_of(ctx)) {
+        // SAFETY: only this socket's callbacks write the entry.
+        unsafe {
+            (*entry).local = local;
+            (*entry).remote = remote;
+            (*entry).state = flow::DIRECT_CONNECTING;
+        }
+    }
+}
+
+/// `tcp_finish_connect()` calls this before the ACK that lets the listener's `accept()` return.
+#[inline(always)]
+fn established(ctx: &SockOpsContext) {
+    let (local, remote) = context::ends(ctx);
+    let key = FlowKey { netns: netns_of(ctx), peer: local, pad: 0 };
+    let Some(state) = state_of(ctx) else {
+        // A record that nobody took must not lend its identity to a later connection from the same port.
+        if remote.addr.is_loopback() {
+            let _ = maps::FLOWS.remove(key);
+        }
+        return;
+    };
+    let cookie = cookie_of(ctx);
+    if state.disposition == flow::SOCKET_CAPTURED {
+        let record = FlowRecord { origin: state.origin, cookie };
+        if maps::FLOWS.insert(key, record, BPF_ANY.into()).is_err() {
+            report::count(Counter::FlowLost);
+            emit(ctx, event::EVENT_FLOW_LOST, &state);
+        }
+    } else {
+        if let Some(entry) = maps::DIRECT.get_ptr_mut(cookie) {
+            // SAFETY: as in `connecting`.
+            unsafe { (*entry).state = flow::DIRECT_ESTABLISHED };
+        }
+        emit(ctx, event::EVENT_DIRECT_OPENED, &state);
+    }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let Some(state) = state_of(ctx) else { return };
+    if state.disposition != flow::SOCKET_DIRECT {
+        return;
+    }
+    let _ = maps::DIRECT.remove(cookie_of(ctx));
+    emit(ctx, event::EVENT_DIRECT_CLOSED, &state);
+}
+
+#[inline(always)]
+fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState) {
+    let (local, _) = context::ends(ctx);
+    let mut event = report::blank(kind);
+    event.source = state.origin.source;
+    event.destination = state.origin.destination;
+    event.pid = state.origin.pid;
+    event.comm = state.origin.comm;
+    event.local = local;
+    event.remote = state.origin.original_dst;
+    event.netns = netns_of(ctx);
+    event.cookie = cookie_of(ctx);
+    // SAFETY: the kernel passes a valid context.
+    unsafe {
+        // The SYN counts as one acknowledged byte (`tcp_snd_una_update`).
+        event.bytes_sent = (*ctx.ops).bytes_acked.saturating_sub(1);
+        event.bytes_received = (*ctx.ops).bytes_received;
+        // `srtt_us` holds eighths (`tcp_rtt_estimator`).
+        event.rtt_us = (*ctx.ops).srtt_us >> 3;
+    }
+    report::emit(&event);
+}

@@ -1,0 +1,201 @@
+//! What `connect()` may do: from facts to a verdict. No maps, no context, no helpers.
+
+use mesh_common::{event, policy::ServiceId};
+
+/// Who calls `connect()`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// The daemon, or a cgroup that the configuration exempts.
+    Exempt,
+    /// A process that belongs to no workload.
+    Unmanaged,
+    /// A process in a cgroup that the daemon has not looked at yet: it may turn out to be a workload.
+    Unclassified,
+    Workload {
+        service: ServiceId,
+        mesh_only: bool,
+    },
+}
+
+/// Where it connects to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Nothing that the mesh knows.
+    Outside,
+    /// An instance on another host.
+    Remote { service: ServiceId },
+    /// A protected port of this host.
+    Local {
+        service: ServiceId,
+        permissive: bool,
+        /// The caller is in the network namespace of the service, so that the kernel can connect the two.
+        reachable: bool,
+    },
+}
+
+/// What the daemon told the kernel about its own state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mode {
+    pub synced: bool,
+    pub incomplete: bool,
+    pub same_host_mtls: bool,
+}
+
+/// What happens to the connection. Numbers are `REASON_*` of [`event`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not the mesh's business.
+    Pass,
+    /// Denied by the rules, but let through because the destination is permissive.
+    WouldDeny(u32),
+    /// Connect the two processes without the proxy.
+    Direct {
+        source: ServiceId,
+        destination: ServiceId,
+    },
+    /// Redirect to the outbound listener.
+    Capture {
+        source: ServiceId,
+        destination: ServiceId,
+    },
+    Deny(u32),
+}
+
+/// Returns the verdict for `caller` connecting to `target`; `allowed` says whether an intention lets the caller's
+/// service connect to the target's.
+#[inline(always)]
+pub fn decide(caller: Caller, target: Target, allowed: bool, mode: Mode) -> Verdict {
+    match (caller, target) {
+        (Caller::Exempt, _) => Verdict::Pass,
+
+        (Caller::Unmanaged, Target::Outside | Target::Remote { .. }) => Verdict::Pass,
+        (Caller::Unmanaged, Target::Local { permissive, .. }) => refuse(permissive, event::REASON_UNMANAGED),
+
+        (Caller::Unclassified, Target::Outside) => Verdict::Pass,
+        (Caller::Unclassified, Target::Remote { .. }) => Verdict::Deny(event::REASON_UNCLASSIFIED),
+        (Caller::Unclassified, Target::Local { permissive, .. }) => {
+            refuse(permissive, event::REASON_UNCLASSIFIED)
+        }
+
+        (Caller::Workload { .. }, _) if !mode.synced => Verdict::Deny(event::REASON_NOT_SYNCED),
+        (Caller::Workload { .. }, Target::Outside) if mode.incomplete => {
+            Verdict::Deny(event::REASON_MAP_FULL)
+        }
+        (Caller::Workload { mesh_only: true, .. }, Target::Outside) => Verdict::Deny(event::REASON_MESH_ONLY),
+        (Caller::Workload { mesh_only: false, .. }, Target::Outside) => Verdict::Pass,
+
+        (Caller::Workload { .. }, Target::Remote { .. }) if !allowed => {
+            Verdict::Deny(event::REASON_INTENTION)
+        }
+        (Caller::Workload { service: source, .. }, Target::Remote { service: destination }) => {
+            Verdict::Capture { source, destination }
+        }
+        (Caller::Workload { .. }, Target::Local { permissive, .. }) if !allowed => {
+            refuse(permissive, event::REASON_INTENTION)
+        }
+        (Caller::Workload { service: source, .. }, Target::Local { service: destination, reachable, .. }) => {
+            if reachable && !mode.same_host_mtls {
+                Verdict::Direct { source, destination }
+            } else {
+                Verdict::Capture { source, destination }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse(permissive: bool, reason: u32) -> Verdict {
+    if permissive { Verdict::WouldDeny(reason) } else { Verdict::Deny(reason) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIVE: Mode = Mode { synced: true, incomplete: false, same_host_mtls: false };
+    const WEB: Caller = Caller::Workload { service: 1, mesh_only: false };
+    const REMOTE: Target = Target::Remote { service: 2 };
+
+    fn local(permissive: bool) -> Target {
+        Target::Local { service: 2, permissive, reachable: true }
+    }
+
+    #[test]
+    fn allowed_remote_is_captured_and_forbidden_is_denied() {
+        assert_eq!(decide(WEB, REMOTE, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
+        assert_eq!(decide(WEB, REMOTE, false, LIVE), Verdict::Deny(event::REASON_INTENTION));
+    }
+
+    #[test]
+    fn allowed_local_is_direct_and_forbidden_is_denied_unless_permissive() {
+        assert_eq!(decide(WEB, local(false), true, LIVE), Verdict::Direct { source: 1, destination: 2 });
+        assert_eq!(decide(WEB, local(false), false, LIVE), Verdict::Deny(event::REASON_INTENTION));
+        assert_eq!(decide(WEB, local(true), false, LIVE), Verdict::WouldDeny(event::REASON_INTENTION));
+    }
+
+    #[test]
+    fn local_from_another_namespace_or_by_configuration_goes_through_the_proxy() {
+        let elsewhere = Target::Local { service: 2, permissive: false, reachable: false };
+        assert_eq!(decide(WEB, elsewhere, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
+        let mtls = Mode { same_host_mtls: true, ..LIVE };
+        assert_eq!(decide(WEB, local(false), true, mtls), Verdict::Capture { source: 1, destination: 2 });
+    }
+
+    #[test]
+    fn unmanaged_reaches_everything_but_protected_ports_of_this_host() {
+        assert_eq!(
+            decide(Caller::Unmanaged, local(false), true, LIVE),
+            Verdict::Deny(event::REASON_UNMANAGED)
+        );
+        assert_eq!(
+            decide(Caller::Unmanaged, local(true), false, LIVE),
+            Verdict::WouldDeny(event::REASON_UNMANAGED)
+        );
+        assert_eq!(decide(Caller::Unmanaged, REMOTE, false, LIVE), Verdict::Pass);
+        assert_eq!(decide(Caller::Unmanaged, Target::Outside, false, LIVE), Verdict::Pass);
+    }
+
+    #[test]
+    fn unclassified_never_reaches_the_mesh_in_clear() {
+        assert_eq!(
+            decide(Caller::Unclassified, REMOTE, true, LIVE),
+            Verdict::Deny(event::REASON_UNCLASSIFIED)
+        );
+        assert_eq!(
+            decide(Caller::Unclassified, local(false), true, LIVE),
+            Verdict::Deny(event::REASON_UNCLASSIFIED)
+        );
+        assert_eq!(decide(Caller::Unclassified, Target::Outside, false, LIVE), Verdict::Pass);
+    }
+
+    #[test]
+    fn before_the_first_sync_a_workload_reaches_nothing() {
+        let cold = Mode { synced: false, ..LIVE };
+        for target in [Target::Outside, REMOTE, local(false), local(true)] {
+            assert_eq!(decide(WEB, target, true, cold), Verdict::Deny(event::REASON_NOT_SYNCED));
+        }
+        assert_eq!(decide(Caller::Unmanaged, Target::Outside, false, cold), Verdict::Pass);
+    }
+
+    #[test]
+    fn an_incomplete_map_denies_what_is_not_known_to_be_outside() {
+        let full = Mode { incomplete: true, ..LIVE };
+        assert_eq!(decide(WEB, Target::Outside, false, full), Verdict::Deny(event::REASON_MAP_FULL));
+        assert_eq!(decide(WEB, REMOTE, true, full), Verdict::Capture { source: 1, destination: 2 });
+    }
+
+    #[test]
+    fn mesh_only_reaches_the_mesh_and_nothing_else() {
+        let caller = Caller::Workload { service: 1, mesh_only: true };
+        assert_eq!(decide(caller, Target::Outside, false, LIVE), Verdict::Deny(event::REASON_MESH_ONLY));
+        assert_eq!(decide(caller, REMOTE, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
+        assert_eq!(decide(WEB, Target::Outside, false, LIVE), Verdict::Pass);
+    }
+
+    #[test]
+    fn exempt_is_never_touched() {
+        for target in [Target::Outside, REMOTE, local(false)] {
+            assert_eq!(decide(Caller::Exempt, target, false, LIVE), Verdict::Pass);
+        }
+    }
+}

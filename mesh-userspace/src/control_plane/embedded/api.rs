@@ -1,0 +1,231 @@
+//! Consul's HTTP API: routes, what handlers share, and errors. What is supported is listed in docs/api.md.
+
+mod agent;
+mod agent_checks;
+mod agent_connect;
+mod body;
+mod ca;
+mod catalog;
+mod catalog_write;
+mod definition;
+mod health;
+mod input;
+mod intentions;
+mod names;
+mod read;
+mod status;
+mod view;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::FromRequestParts,
+    http::{Method, StatusCode, header::CONTENT_TYPE, request::Parts},
+    middleware::from_fn_with_state,
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    auth::{Door, Trusted, guard},
+    ca::CaError,
+    checks::Checks,
+    issuer::LeafIssuer,
+    registration::Refusal,
+    store::{Store, StoreError},
+};
+
+/// What every handler works with.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+pub struct Shared {
+    pub store: Arc<Store>,
+    pub checks: Arc<Checks>,
+    pub issuer: LeafIssuer,
+    /// This host's node name.
+    pub node: String,
+    pub node_address: String,
+    pub datacenter: String,
+    /// Waiting reads answer at once when the server stops.
+    pub closing: CancellationToken,
+}
+
+impl App {
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// Returns the API as one door shows it.
+pub fn router(app: App, door: Door) -> Router {
+    agent_routes()
+        .merge(catalog_routes())
+        .merge(connect_routes())
+        .route("/v1/status/leader", get(status::leader))
+        .route("/v1/status/peers", get(status::peers))
+        .fallback(no_endpoint)
+        .method_not_allowed_fallback(no_method)
+        .with_state(app)
+        .layer(from_fn_with_state(door, guard))
+}
+
+fn agent_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/agent/self", get(status::agent_self))
+        .route("/v1/agent/members", get(status::members))
+        .route("/v1/agent/services", get(agent::services))
+        .route("/v1/agent/service/{id}", get(agent::service))
+        .route("/v1/agent/service/register", put(agent::register))
+        .route("/v1/agent/service/deregister/{id}", put(agent::deregister))
+        .route("/v1/agent/service/maintenance/{id}", put(agent::maintenance))
+        .route("/v1/agent/health/service/id/{id}", get(agent::health_by_id))
+        .route("/v1/agent/health/service/name/{name}", get(agent::health_by_name))
+        .route("/v1/agent/checks", get(agent_checks::checks))
+        .route("/v1/agent/check/register", put(agent_checks::register))
+        .route("/v1/agent/check/deregister/{id}", put(agent_checks::deregister))
+        .route("/v1/agent/check/pass/{id}", put(agent_checks::pass))
+        .route("/v1/agent/check/warn/{id}", put(agent_checks::warn))
+        .route("/v1/agent/check/fail/{id}", put(agent_checks::fail))
+        .route("/v1/agent/check/update/{id}", put(agent_checks::update))
+        .route("/v1/agent/connect/authorize", post(agent_connect::authorize))
+        .route("/v1/agent/connect/ca/roots", get(ca::roots))
+        .route("/v1/agent/connect/ca/leaf/{service}", get(agent_connect::leaf))
+}
+
+fn catalog_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/catalog/datacenters", get(catalog::datacenters))
+        .route("/v1/catalog/nodes", get(catalog::nodes))
+        .route("/v1/catalog/services", get(catalog::services))
+        .route("/v1/catalog/service/{name}", get(catalog::service))
+        .route("/v1/catalog/connect/{name}", get(catalog::connect))
+        .route("/v1/catalog/node/{name}", get(catalog::node))
+        .route("/v1/catalog/node-services/{name}", get(catalog::node_services))
+        .route("/v1/catalog/register", put(catalog_write::register))
+        .route("/v1/catalog/deregister", put(catalog_write::deregister))
+        .route("/v1/health/service/{name}", get(health::service))
+        .route("/v1/health/connect/{name}", get(health::connect))
+        .route("/v1/health/checks/{name}", get(health::checks))
+        .route("/v1/health/node/{name}", get(health::node))
+        .route("/v1/health/state/{state}", get(health::state))
+}
+
+fn connect_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/connect/intentions", get(intentions::list).post(intentions::create))
+        .route("/v1/connect/intentions/match", get(intentions::matching))
+        .route("/v1/connect/intentions/check", get(intentions::check))
+        .route(
+            "/v1/connect/intentions/exact",
+            get(intentions::exact).put(intentions::put_exact).delete(intentions::delete_exact),
+        )
+        .route(
+            "/v1/connect/intentions/{id}",
+            get(intentions::read).put(intentions::update).delete(intentions::delete),
+        )
+        .route("/v1/connect/ca/roots", get(ca::roots))
+        .route("/v1/connect/ca/configuration", get(ca::configuration).put(ca::configure))
+        .route("/v1/connect/ca/sign/{service}", put(ca::sign))
+}
+
+async fn no_endpoint() -> ApiError {
+    ApiError::NotFound(
+        "this endpoint is not served by the embedded control plane: see docs/api.md".to_owned(),
+    )
+}
+
+async fn no_method(method: Method) -> ApiError {
+    ApiError::Method(method)
+}
+
+/// Why a request was not done; the text is the body, as with Consul.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("method {0} not allowed")]
+    Method(Method),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("the body is longer than {limit} bytes")]
+    TooLarge { limit: usize },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Ca(CaError),
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Ca(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status(), [(CONTENT_TYPE, "text/plain; charset=utf-8")], self.to_string()).into_response()
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::NoService(_) | Refusal::NoCheck(_) | Refusal::NoIntention(..) | Refusal::NoExact => {
+                Self::NotFound(text)
+            }
+            Refusal::NotTtl(_) | Refusal::NoNode(_) | Refusal::NoPort => Self::BadRequest(text),
+            Refusal::Duplicate(_) => Self::Conflict(text),
+            Refusal::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<CaError> for ApiError {
+    fn from(error: CaError) -> Self {
+        match error {
+            CaError::Csr(_) | CaError::Signature | CaError::KeyType => Self::BadRequest(error.to_string()),
+            _ => Self::Ca(error),
+        }
+    }
+}
+
+/// In a handler's arguments: only for those whom the door trusts. Changes are refused by the door already; this is
+/// for what looks like a plain read and is none.
+impl<S: Send + Sync> FromRequestParts<S> for Trusted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let refusal = || ApiError::Forbidden("Permission denied: this needs a token".to_owned());
+        parts.extensions.get::<Self>().copied().ok_or_else(refusal)
+    }
+}
+
+/// Refuses what is no node's name.
+pub fn node_name(name: &str) -> Result<(), ApiError> {
+    names::node("node", name)
+}

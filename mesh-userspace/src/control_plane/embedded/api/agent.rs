@@ -1,0 +1,167 @@
+//! `/v1/agent/service*`: the services of one node, by default this server's own. `mesh-node` names another, for which
+//! this server is the agent; `mesh-address` makes that node known.
+
+use axum::{
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Map, json};
+
+use super::{
+    ApiError, App,
+    body::Json,
+    definition::{self, Place},
+    input::ServiceBody,
+    names,
+    read::Read,
+    view::{CheckView, agent_service},
+};
+use crate::control_plane::embedded::{
+    model::{Key, Service, Status},
+    registration::{self, Refusal},
+    tables::Tables,
+    topics::Topic,
+};
+
+const NO_REASON: &str = "Maintenance mode is enabled for this service, but no reason was provided. \
+                         This is a default message.";
+
+pub async fn services(read: Read) -> Response {
+    let node = match read.node() {
+        Ok(node) => node.to_owned(),
+        Err(error) => return error.into_response(),
+    };
+    read.answer(Topic::Node(node.as_str().into()), |tables| {
+        let services = tables.services_of_node(&node);
+        Ok(services.map(|s| (s.id.to_string(), agent_service(s).into())).collect::<Map<_, _>>())
+    })
+    .await
+}
+
+/// One service, with a hash of its content that the caller can wait to change.
+pub async fn service(Path(id): Path<String>, read: Read) -> Response {
+    let key = match read.node() {
+        Ok(node) => Key::new(node, &id),
+        Err(error) => return error.into_response(),
+    };
+    read.answer_by_hash(Topic::Node(key.node.clone()), |tables| {
+        let service = tables.service(&key).ok_or_else(|| Refusal::NoService(id.clone()))?;
+        Ok(agent_service(service))
+    })
+    .await
+}
+
+pub async fn register(
+    read: Read,
+    State(app): State<App>,
+    Json(body): Json<ServiceBody>,
+) -> Result<(), ApiError> {
+    let node = read.node()?.to_owned();
+    let address = address(&read)?;
+    let remote = if node == app.node {
+        None
+    } else {
+        let known = app.store.tables().node(&node).map(|node| node.address.clone());
+        Some(address.clone().or(known).ok_or(Refusal::NoNode(node.clone()))?)
+    };
+    let place = Place { node: &node, remote: remote.as_deref() };
+    let replace = read.flag("replace-existing-checks")?;
+    let registration = definition::registration(body, &place, replace)?;
+    let datacenter = app.datacenter.clone();
+    app.store
+        .write(move |txn| {
+            registration::ensure_node(txn, &node, address.as_deref(), &datacenter)?;
+            registration::register(txn, registration)
+        })
+        .await
+        .map_err(|refusal: Refusal| refusal.into())
+}
+
+/// The address in `mesh-address`, for another node; this server knows its own.
+pub fn address(read: &Read) -> Result<Option<String>, ApiError> {
+    let Some(address) = read.value("mesh-address") else { return Ok(None) };
+    if read.node()? == read.app.node {
+        return Ok(None);
+    }
+    let ip: std::net::IpAddr = address
+        .parse()
+        .map_err(|_| ApiError::BadRequest(format!("mesh-address: `{address}` is no IP address")))?;
+    names::address("mesh-address", address)?;
+    Ok(Some(ip.to_string()))
+}
+
+/// Consul answers 200 for a service that is not there, too.
+pub async fn deregister(Path(id): Path<String>, read: Read) -> Result<(), ApiError> {
+    let key = Key::new(read.node()?, &id);
+    read.app
+        .store
+        .write(move |txn| {
+            registration::deregister(txn, &key);
+            Ok(())
+        })
+        .await
+}
+
+pub async fn maintenance(Path(id): Path<String>, read: Read) -> Result<(), ApiError> {
+    if read.values("enable").next().is_none() {
+        return Err(ApiError::BadRequest("Missing value for enable".to_owned()));
+    }
+    let enable = read.flag("enable")?;
+    let reason = read.value("reason").unwrap_or(NO_REASON);
+    names::text("reason", reason)?;
+    let reason = enable.then(|| reason.to_owned());
+    let key = Key::new(read.node()?, &id);
+    let write = read.app.store.write(move |txn| registration::maintenance(txn, &key, reason.as_deref()));
+    write.await.map_err(|refusal: Refusal| refusal.into())
+}
+
+pub async fn health_by_id(Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
+    let tables = read.app.store.tables();
+    let key = Key::new(read.node()?, &id);
+    let service =
+        tables.service(&key).ok_or_else(|| ApiError::NotFound(format!("ServiceId {id} not found")))?;
+    let (status, shown) = health(&tables, service);
+    Ok((code(status), answer(&read, status, &shown)).into_response())
+}
+
+pub async fn health_by_name(Path(name): Path<String>, read: Read) -> Result<Response, ApiError> {
+    let tables = read.app.store.tables();
+    let node = read.node()?;
+    let all: Vec<_> = tables
+        .services_of_node(node)
+        .filter(|service| *service.name == name)
+        .map(|service| health(&tables, service))
+        .collect();
+    let Some(worst) = all.iter().map(|(status, _)| *status).max() else {
+        return Err(ApiError::NotFound(format!("ServiceName {name} Not Found")));
+    };
+    let shown: Vec<_> = all.into_iter().map(|(_, shown)| shown).collect();
+    Ok((code(worst), answer(&read, worst, &json!(shown))).into_response())
+}
+
+fn health(tables: &Tables, service: &Service) -> (Status, serde_json::Value) {
+    let own = tables.worst_status(&service.node, &service.id);
+    let status = own.max(tables.worst_status(&service.node, ""));
+    let checks: Vec<_> = tables
+        .checks_of_service(&service.node, &service.id)
+        .chain(tables.checks_of_service(&service.node, ""))
+        .map(|check| CheckView::from(&**check))
+        .collect();
+    (status, json!({ "AggregatedStatus": status, "Service": agent_service(service), "Checks": checks }))
+}
+
+fn answer(read: &Read, status: Status, shown: &serde_json::Value) -> Response {
+    match read.value("format") {
+        Some("text") => status.as_str().into_response(),
+        _ => read.json(shown),
+    }
+}
+
+fn code(status: Status) -> StatusCode {
+    match status {
+        Status::Passing => StatusCode::OK,
+        Status::Warning => StatusCode::TOO_MANY_REQUESTS,
+        Status::Critical => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

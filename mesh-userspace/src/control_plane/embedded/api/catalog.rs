@@ -1,0 +1,119 @@
+//! `/v1/catalog/*`, the reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::{extract::Path, response::Response};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{read::Read, view::CatalogEntry};
+use crate::control_plane::embedded::{
+    model::{Node, Service},
+    tables::Tables,
+    topics::Topic,
+};
+
+pub async fn datacenters(read: Read) -> Response {
+    read.json(&[&read.app.datacenter])
+}
+
+pub async fn nodes(read: Read) -> Response {
+    read.answer(Topic::Nodes, |tables| {
+        let wanted = node_meta(&read);
+        Ok(tables.nodes().filter(|node| has_meta(node, &wanted)).cloned().collect::<Vec<_>>())
+    })
+    .await
+}
+
+/// Service names with the tags that any instance has.
+pub async fn services(read: Read) -> Response {
+    read.answer(Topic::Services, |tables| {
+        let wanted = node_meta(&read);
+        let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for service in tables.services() {
+            let node = tables.node(&service.node);
+            if wanted.is_empty() || node.is_some_and(|node| has_meta(node, &wanted)) {
+                names.entry(&service.name).or_default().extend(service.tags.iter().map(String::as_str));
+            }
+        }
+        Ok(json!(names))
+    })
+    .await
+}
+
+pub async fn service(Path(name): Path<String>, read: Read) -> Response {
+    let topic = Topic::Service(name.as_str().into());
+    read.answer(topic, |tables| Ok(json!(entries(&read, tables, tables.instances(&name))))).await
+}
+
+pub async fn connect(Path(name): Path<String>, read: Read) -> Response {
+    let topic = Topic::Connect(name.as_str().into());
+    read.answer(topic, |tables| Ok(json!(entries(&read, tables, tables.connect_instances(&name))))).await
+}
+
+fn entries<'a>(
+    read: &Read,
+    tables: &'a Tables,
+    services: impl Iterator<Item = &'a std::sync::Arc<Service>>,
+) -> Vec<CatalogEntry<'a>> {
+    let chosen = Choice::new(read);
+    services.filter_map(|service| Some(CatalogEntry::new(chosen.node(tables, service)?, service))).collect()
+}
+
+/// A node with its services by id; `null` where there is none, as Consul answers.
+pub async fn node(Path(name): Path<String>, read: Read) -> Response {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct NodeServices<'a> {
+        node: &'a Node,
+        services: BTreeMap<&'a str, &'a Service>,
+    }
+    read.answer(Topic::Node(name.as_str().into()), |tables| {
+        Ok(json!(tables.node(&name).map(|node| NodeServices {
+            node,
+            services: tables.services_of_node(&name).map(|service| (&*service.id, &**service)).collect(),
+        })))
+    })
+    .await
+}
+
+/// Likewise, with its services in a list.
+pub async fn node_services(Path(name): Path<String>, read: Read) -> Response {
+    read.answer(Topic::Node(name.as_str().into()), |tables| {
+        let services: Vec<&Service> = tables.services_of_node(&name).map(|service| &**service).collect();
+        Ok(match tables.node(&name) {
+            Some(node) => json!({ "Node": **node, "Services": services }),
+            None => json!({ "Node": null, "Services": null }),
+        })
+    })
+    .await
+}
+
+/// Which instances a query wants: `tag` and `node-meta`, both repeatable.
+pub struct Choice<'a> {
+    tags: Vec<&'a str>,
+    node_meta: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Choice<'a> {
+    pub fn new(read: &'a Read) -> Self {
+        let tags = read.values("tag").filter(|tag| !tag.is_empty()).collect();
+        Self { tags, node_meta: node_meta(read) }
+    }
+
+    /// Returns the service's node, if the query wants the service.
+    pub fn node<'t>(&self, tables: &'t Tables, service: &Service) -> Option<&'t Node> {
+        // Consul compares tags without their case.
+        let tagged = |tag: &&str| service.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
+        let node = tables.node(&service.node)?;
+        (self.tags.iter().all(tagged) && has_meta(node, &self.node_meta)).then_some(node)
+    }
+}
+
+fn node_meta(read: &Read) -> Vec<(&str, &str)> {
+    read.values("node-meta").map(|pair| pair.split_once(':').unwrap_or((pair, ""))).collect()
+}
+
+fn has_meta(node: &Node, wanted: &[(&str, &str)]) -> bool {
+    wanted.iter().all(|(key, value)| node.meta.get(*key).is_some_and(|own| own == value))
+}

@@ -1,0 +1,200 @@
+//! Reading requests: their query parameters, and answering with an index, at once or when something has changed
+//! (Consul's blocking queries).
+
+use std::time::Duration;
+
+use axum::{
+    extract::{FromRef, FromRequestParts, Query},
+    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, timeout_at};
+
+use super::{ApiError, App, names};
+use crate::control_plane::embedded::{duration, model::Opaque, tables::Tables, topics::Topic};
+
+/// Consul's limits for `wait`.
+const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(600);
+
+const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
+const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader");
+const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
+const CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
+const CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
+
+/// A request's query parameters, checked for what no endpoint supports.
+pub struct Read {
+    pub app: App,
+    pairs: Vec<(String, String)>,
+    /// The index that the caller has seen; waits for a later one.
+    index: Option<u64>,
+    wait: Duration,
+}
+
+impl<S> FromRequestParts<S> for Read
+where
+    App: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let bad = |text: &str| ApiError::BadRequest(text.to_owned());
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+            .map_err(|error| ApiError::BadRequest(format!("Invalid query: {error}")))?;
+        let mut read = Self { app: App::from_ref(state), pairs, index: None, wait: DEFAULT_WAIT };
+        if let Some(index) = read.value("index") {
+            read.index = Some(index.parse().map_err(|_| bad("Invalid index"))?);
+        }
+        if let Some(wait) = read.value("wait") {
+            let wait = duration::parse(wait).ok_or_else(|| bad("Invalid wait time"))?;
+            read.wait = if wait.is_zero() { DEFAULT_WAIT } else { wait.min(MAX_WAIT) };
+        }
+        if read.value("dc").is_some_and(|dc| dc != read.app.datacenter) {
+            let own = &read.app.datacenter;
+            return Err(ApiError::BadRequest(format!("No path to datacenter: this server's is `{own}`")));
+        }
+        names::namespace("ns", read.value("ns").unwrap_or_default())?;
+        if read.value("filter").is_some() {
+            return Err(bad("filter: expressions are not supported by the embedded control plane"));
+        }
+        Ok(read)
+    }
+}
+
+impl Read {
+    /// Returns the parameter's value; `None` where it is missing or empty.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| &**value).filter(|v| !v.is_empty())
+    }
+
+    /// Returns all values of a parameter that may be repeated.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.pairs.iter().filter(move |(key, _)| key == name).map(|(_, value)| &**value)
+    }
+
+    pub fn required(&self, name: &str) -> Result<&str, ApiError> {
+        let missing = || ApiError::BadRequest(format!("required query parameter '{name}' not set"));
+        self.value(name).ok_or_else(missing)
+    }
+
+    /// Reads `?name`, `?name=true` and the like.
+    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        match self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| &**value) {
+            None | Some("0" | "f" | "F" | "false" | "False" | "FALSE") => Ok(false),
+            Some("" | "1" | "t" | "T" | "true" | "True" | "TRUE") => Ok(true),
+            Some(_) => Err(ApiError::BadRequest(format!("Invalid value for ?{name}"))),
+        }
+    }
+
+    /// Returns the node that an agent call is about: `mesh-node`, or this server's own.
+    pub fn node(&self) -> Result<&str, ApiError> {
+        match self.value("mesh-node") {
+            Some(node) => names::node("mesh-node", node).map(|()| node),
+            None => Ok(&self.app.node),
+        }
+    }
+
+    /// Returns until when this request may wait. Up to a sixteenth is added, so that watchers do not come back at once.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.wait + self.wait.mul_f32(rand::random::<f32>() / 16.0)
+    }
+
+    /// Returns the index to wait beyond, if the caller wants to wait. One that this store cannot have given is of
+    /// another store: such a caller is answered at once, and sees the index go backwards.
+    pub fn wait_beyond(&self) -> Option<u64> {
+        self.index.filter(|index| *index > 0 && *index <= self.app.store.topics().newest())
+    }
+
+    /// Waits until `topic` has moved beyond the caller's index, the time is up, or the server stops.
+    async fn wait(&self, topic: &Topic) {
+        let Some(seen) = self.wait_beyond() else { return };
+        let mut watch = self.app.store.topics().watch(topic);
+        let moved = watch.wait_for(|index| *index > seen);
+        // The result does not matter: the caller gets what is there.
+        let _ = self.app.closing.run_until_cancelled(timeout_at(self.deadline(), moved)).await;
+    }
+
+    /// Answers with what `result` makes of the tables, which depends on `topic` only.
+    pub async fn answer<T: Serialize>(
+        &self,
+        topic: Topic,
+        result: impl FnOnce(&Tables) -> Result<T, ApiError>,
+    ) -> Response {
+        self.wait(&topic).await;
+        // In this order: see `Topics`.
+        let index = self.app.store.topics().index(&topic);
+        let tables = self.app.store.tables();
+        let mut response = match result(&tables) {
+            Ok(value) => self.json(&value),
+            Err(error) => error.into_response(),
+        };
+        mark(response.headers_mut(), index);
+        response
+    }
+
+    /// Likewise for what agents answer with a hash of the content instead of an index: waits until the content has
+    /// another one than the caller has seen.
+    pub async fn answer_by_hash(
+        &self,
+        topic: Topic,
+        result: impl Fn(&Tables) -> Result<Opaque, ApiError>,
+    ) -> Response {
+        let deadline = self.deadline();
+        let seen = self.value("hash");
+        let mut watch = self.app.store.topics().watch(&topic);
+        loop {
+            watch.mark_unchanged();
+            let mut content = match result(&self.app.store.tables()) {
+                Ok(content) => content,
+                Err(error) => return error.into_response(),
+            };
+            let hash = hash_of(&content);
+            if seen != Some(&hash) || !self.woken(&mut watch, deadline).await {
+                content.insert("ContentHash".to_owned(), hash.as_str().into());
+                let mut response = self.json(&content);
+                let hash = HeaderValue::try_from(hash).expect("invariant: hex digits are a header's value");
+                response.headers_mut().insert(CONTENT_HASH, hash);
+                return response;
+            }
+        }
+    }
+
+    /// Waits for the topic to move; false when the time is up or the server stops.
+    async fn woken(&self, watch: &mut tokio::sync::watch::Receiver<u64>, deadline: Instant) -> bool {
+        let changed = timeout_at(deadline, watch.changed());
+        matches!(self.app.closing.run_until_cancelled(changed).await, Some(Ok(Ok(()))))
+    }
+
+    pub fn json(&self, value: &impl Serialize) -> Response {
+        let pretty = self.pairs.iter().any(|(key, _)| key == "pretty");
+        json(value, pretty)
+    }
+}
+
+pub fn json(value: &impl Serialize, pretty: bool) -> Response {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    let text = text.expect("invariant: what the API shows has string keys only");
+    ([("content-type", "application/json")], text).into_response()
+}
+
+fn mark(headers: &mut HeaderMap, index: u64) {
+    headers.insert(INDEX, HeaderValue::from(index));
+    headers.insert(KNOWN_LEADER, HeaderValue::from_static("true"));
+    headers.insert(LAST_CONTACT, HeaderValue::from_static("0"));
+    headers.insert(CONSISTENCY, HeaderValue::from_static("leader"));
+}
+
+/// Adds the index to an answer that was made otherwise.
+pub fn with_index(mut response: Response, index: u64) -> Response {
+    mark(response.headers_mut(), index);
+    response
+}
+
+fn hash_of(value: &impl Serialize) -> String {
+    let text = serde_json::to_vec(value).expect("invariant: what the API shows has string keys only");
+    Sha256::digest(text)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,75 @@
+//! `/v1/status/*`, `/v1/agent/self` and `/v1/agent/members`: who this server is.
+
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use super::{App, read::Read};
+
+/// The version of Consul's API that this server follows; clients look at it.
+const CONSUL_VERSION: &str = "1.9.0";
+/// Consul's port for servers among themselves. Nothing listens there: there is one server.
+const SERVER_PORT: u16 = 8300;
+const SERF_PORT: u16 = 8301;
+
+fn address(app: &App) -> String {
+    let ip = &app.node_address;
+    if ip.contains(':') { format!("[{ip}]:{SERVER_PORT}") } else { format!("{ip}:{SERVER_PORT}") }
+}
+
+pub async fn leader(read: Read) -> Response {
+    read.json(&address(&read.app))
+}
+
+pub async fn peers(read: Read) -> Response {
+    read.json(&[address(&read.app)])
+}
+
+pub async fn agent_self(read: Read) -> Response {
+    let app = &read.app;
+    let id = app.store.tables().node(&app.node).map(|node| node.id.clone());
+    read.json(&json!({
+        "Config": {
+            "Datacenter": app.datacenter,
+            "NodeName": app.node,
+            "NodeID": id,
+            "Revision": "",
+            "Server": true,
+            "Version": CONSUL_VERSION,
+            "MeshnodeVersion": env!("CARGO_PKG_VERSION"),
+        },
+        "DebugConfig": {},
+        "Member": member(app),
+        "Meta": {},
+        "Stats": {},
+        "xDS": Value::Null,
+    }))
+}
+
+pub async fn members(read: Read) -> Response {
+    read.json(&[member(&read.app)])
+}
+
+fn member(app: &App) -> Value {
+    let id = app.store.tables().node(&app.node).map(|node| node.id.clone());
+    json!({
+        "Name": app.node,
+        "Addr": app.node_address,
+        "Port": SERF_PORT,
+        "Tags": {
+            "acls": "0",
+            "build": format!("{CONSUL_VERSION}:meshnode"),
+            "dc": app.datacenter,
+            "id": id,
+            "port": SERVER_PORT.to_string(),
+            "role": "consul",
+            "segment": "",
+        },
+        "Status": 1,
+        "ProtocolMin": 1,
+        "ProtocolMax": 5,
+        "ProtocolCur": 2,
+        "DelegateMin": 2,
+        "DelegateMax": 5,
+        "DelegateCur": 4,
+    })
+}

@@ -1,0 +1,241 @@
+//! What Consul's two health answers for one service say together: its instances. Pure.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::api::{CONNECT_PROXY, Check, HealthEntry, Node, Service};
+use crate::{catalog::Instance, identity::ServiceName};
+
+/// An instance, and whether all of its checks pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub instance: Instance,
+    pub passing: bool,
+}
+
+/// Instances of one service, and in words what is registered but cannot be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    pub found: Vec<Found>,
+    pub unusable: Vec<String>,
+}
+
+/// Joins the instances of `name` (`plain`: `/v1/health/service/:name`) with their mTLS ends (`proxies`:
+/// `/v1/health/connect/:name`), by node and `DestinationServiceID`, or by node alone where a proxy has no such id.
+///
+/// Instances with failing checks are kept: who dials one must not get a cleartext connection because it is ill.
+/// `own_node` is the one node whose loopback addresses mean something here.
+pub fn join(name: &ServiceName, plain: &[HealthEntry], proxies: &[HealthEntry], own_node: &str) -> Joined {
+    let mut joined = Joined::default();
+    for end in proxies {
+        match instance(name, plain, end, own_node) {
+            Ok(found) => joined.found.extend(found),
+            Err(reason) => {
+                joined.unusable.push(format!("{} on node {}: {reason}", end.service.id, end.node.node));
+            }
+        }
+    }
+    joined
+}
+
+/// `None`: there is nothing to dial.
+fn instance(
+    name: &ServiceName,
+    plain: &[HealthEntry],
+    end: &HealthEntry,
+    own_node: &str,
+) -> Result<Option<Found>, &'static str> {
+    let program = if end.service.kind == CONNECT_PROXY {
+        if end.service.proxy.destination_service_name != name.as_str() {
+            return Err("it is the proxy of another service");
+        }
+        // Registered before, or deregistered after, the service itself: there is nothing to dial, yet or any more.
+        let Some(program) = program(plain, end) else { return Ok(None) };
+        program
+    } else if end.service.connect.native {
+        end
+    } else {
+        return Err("it is neither a connect proxy nor Connect-native");
+    };
+    if program.service.port == 0 {
+        return Ok(None);
+    }
+    let address = address(&program.service, &program.node, own_node)?;
+    let mesh = self::address(&end.service, &end.node, own_node)?;
+    let namespace = Some(program.service.namespace.clone()).filter(|ns| !ns.is_empty());
+    Ok(Some(Found {
+        instance: Instance {
+            service: name.clone(),
+            id: program.service.id.clone(),
+            node: program.node.node.clone(),
+            datacenter: program.node.datacenter.clone(),
+            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+            address,
+            mesh,
+        },
+        passing: passes(&program.checks) && passes(&end.checks),
+    }))
+}
+
+fn program<'a>(plain: &'a [HealthEntry], end: &HealthEntry) -> Option<&'a HealthEntry> {
+    let id = &end.service.proxy.destination_service_id;
+    plain
+        .iter()
+        .filter(|p| p.node.node == end.node.node && p.service.kind.is_empty())
+        .filter(|p| id.is_empty() || p.service.id == *id)
+        .min_by(|a, b| a.service.id.cmp(&b.service.id))
+}
+
+fn passes(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.status == "passing")
+}
+
+fn address(service: &Service, node: &Node, own_node: &str) -> Result<SocketAddr, &'static str> {
+    let text = if service.address.is_empty() { &node.address } else { &service.address };
+    let ip: IpAddr = text.parse().map_err(|_| "its address is a name; meshnode needs an IP address")?;
+    let ip = ip.to_canonical();
+    if service.port == 0 {
+        return Err("its mTLS end has no port");
+    }
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Err("its address is not one that can be dialled");
+    }
+    if ip.is_loopback() && node.node != own_node {
+        return Err("its address is the loopback of another node");
+    }
+    Ok(SocketAddr::new(ip, service.port))
+}
+
+/// Returns what the catalog is made of: where several instances claim one address and some of them pass their checks,
+/// the failing ones are left out; a dead registration must not shadow a live one.
+pub fn preferred<'a>(all: impl Iterator<Item = &'a Found> + Clone) -> Vec<Instance> {
+    let mut passing: HashMap<SocketAddr, bool> = HashMap::new();
+    for found in all.clone() {
+        *passing.entry(found.instance.address).or_default() |= found.passing;
+    }
+    let mut kept: Vec<_> =
+        all.filter(|f| f.passing || !passing[&f.instance.address]).map(|f| f.instance.clone()).collect();
+    kept.sort_by(|a, b| (&a.service, &a.node, &a.id).cmp(&(&b.service, &b.node, &b.id)));
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control_plane::api::Proxy;
+
+    fn entry(node: &str, id: &str, address: &str, port: u16, status: &str) -> HealthEntry {
+        HealthEntry {
+            node: Node {
+                node: node.to_owned(),
+                address: "10.0.0.1".to_owned(),
+                datacenter: "dc1".to_owned(),
+            },
+            service: Service { id: id.to_owned(), address: address.to_owned(), port, ..Service::default() },
+            checks: vec![Check { status: status.to_owned(), ..Check::default() }],
+        }
+    }
+
+    fn proxy(node: &str, of: &str, port: u16) -> HealthEntry {
+        let mut entry = entry(node, "p", "", port, "passing");
+        entry.service.kind = CONNECT_PROXY.to_owned();
+        entry.service.proxy = Proxy {
+            destination_service_name: "db".to_owned(),
+            destination_service_id: of.to_owned(),
+            ..Proxy::default()
+        };
+        entry
+    }
+
+    fn db() -> ServiceName {
+        "db".parse().unwrap()
+    }
+
+    #[test]
+    fn join_is_by_node_and_service_id() {
+        let plain = [
+            entry("a", "db1", "10.1.0.1", 5432, "passing"),
+            entry("a", "db2", "", 5433, "passing"),
+            entry("b", "db1", "10.2.0.1", 5432, "passing"),
+        ];
+        let joined = join(&db(), &plain, &[proxy("a", "db2", 21000), proxy("b", "db1", 21001)], "a");
+        let pairs: Vec<_> = joined
+            .found
+            .iter()
+            .map(|f| (f.instance.address.to_string(), f.instance.mesh.to_string()))
+            .collect();
+        assert_eq!(
+            pairs,
+            [
+                ("10.0.0.1:5433".into(), "10.0.0.1:21000".into()),
+                ("10.2.0.1:5432".into(), "10.0.0.1:21001".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn proxy_without_service_id_belongs_to_the_service_of_its_node() {
+        let plain = [entry("b", "x", "10.2.0.1", 1, "passing"), entry("a", "y", "10.1.0.1", 2, "passing")];
+        let joined = join(&db(), &plain, &[proxy("a", "", 21000)], "a");
+        assert_eq!(joined.found[0].instance.id, "y");
+        assert!(join(&db(), &plain, &[proxy("c", "", 21000)], "a").found.is_empty());
+    }
+
+    #[test]
+    fn failing_instance_stays_in_the_catalog_so_that_nobody_dials_it_in_clear() {
+        let plain = [entry("a", "db1", "10.1.0.1", 5432, "critical")];
+        let joined = join(&db(), &plain, &[proxy("a", "db1", 21000)], "a");
+        assert!(!joined.found[0].passing);
+        assert_eq!(preferred(joined.found.iter()).len(), 1);
+    }
+
+    #[test]
+    fn failing_instance_does_not_shadow_a_passing_one_at_the_same_address() {
+        let plain =
+            [entry("a", "old", "10.1.0.1", 5432, "critical"), entry("z", "new", "10.1.0.1", 5432, "passing")];
+        let joined = join(&db(), &plain, &[proxy("a", "old", 21000), proxy("z", "new", 21001)], "a");
+        let kept = preferred(joined.found.iter());
+        assert_eq!(kept.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["new"]);
+    }
+
+    #[test]
+    fn what_cannot_be_dialled_is_named_instead_of_guessed() {
+        for (address, usable) in [
+            ("db.example", false),
+            ("0.0.0.0", false),
+            ("127.0.0.1", false),
+            ("fd00::2", true),
+            ("::ffff:10.0.0.9", true),
+        ] {
+            let joined =
+                join(&db(), &[entry("b", "db1", address, 5432, "passing")], &[proxy("b", "db1", 21000)], "a");
+            assert_eq!(
+                (joined.found.len(), joined.unusable.len()),
+                (usize::from(usable), usize::from(!usable)),
+                "{address}"
+            );
+        }
+        // On this node loopback is a place.
+        let own =
+            join(&db(), &[entry("a", "db1", "127.0.0.1", 5432, "passing")], &[proxy("a", "db1", 21000)], "a");
+        assert_eq!(own.found.len(), 1);
+    }
+
+    #[test]
+    fn proxy_of_another_service_is_not_an_instance() {
+        let mut other = proxy("a", "db1", 21000);
+        other.service.proxy.destination_service_name = "web".to_owned();
+        assert!(join(&db(), &[entry("a", "db1", "", 5432, "passing")], &[other], "a").found.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn join_never_panics(address in "\\PC{0,20}", node in "\\PC{0,5}", port: u16, mesh_port: u16) {
+            let _ = join(&db(), &[entry(&node, "db1", &address, port, "passing")], &[proxy(&node, "db1", mesh_port)], "a");
+        }
+    }
+}

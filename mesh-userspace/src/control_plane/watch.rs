@@ -1,0 +1,162 @@
+//! One blocking query, asked again and again: hands on what changed, and deals with everything else by itself.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::{
+    client::{Answer, ApiError, Client, decode},
+    link::{Link, Part},
+    pace::{Bucket, Cursor, backoff},
+};
+
+/// How long the server is asked to wait for a change.
+const WAIT: Duration = Duration::from_secs(60);
+/// How often a watch asks that has no permit to hold a connection.
+const POLL: Duration = Duration::from_secs(5);
+/// Answers in quick succession before the rate is limited, and the rate then.
+const BURST: u32 = 10;
+const REFILL: Duration = Duration::from_millis(200);
+
+/// A watched resource of the API.
+pub(super) struct Watch {
+    client: Client,
+    link: Arc<Link>,
+    part: Part,
+    path: String,
+    cursor: Cursor,
+    /// The index of an answer that was handed on: it counts as good when the next one is asked for.
+    handed_on: Option<u64>,
+    failures: u32,
+    bucket: Bucket,
+    outages: watch::Receiver<u64>,
+    permits: Permits,
+}
+
+/// Whether a watch may hold a connection while it waits.
+pub(super) enum Permits {
+    Always,
+    /// Only while one of a limited number is free, else it polls.
+    From(Arc<Semaphore>),
+    Never,
+}
+
+impl Watch {
+    pub fn new(
+        client: &Client,
+        link: &Arc<Link>,
+        part: Part,
+        path: impl Into<String>,
+        permits: Permits,
+    ) -> Self {
+        Self {
+            client: client.clone(),
+            link: Arc::clone(link),
+            part,
+            path: path.into(),
+            cursor: Cursor::default(),
+            handed_on: None,
+            failures: 0,
+            bucket: Bucket::new(BURST, REFILL, Instant::now()),
+            outages: link.outages(),
+            permits,
+        }
+    }
+
+    /// Returns the next answer that may differ from the one before. Does not return while there is none; dropping the
+    /// future loses nothing.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> T {
+        if let Some(index) = self.handed_on.take() {
+            self.accepted(index);
+        }
+        loop {
+            let asked = self.cursor;
+            let answer = match self.ask().await {
+                Some(Ok(answer)) => answer,
+                Some(Err(error)) => {
+                    self.rejected(&error).await;
+                    continue;
+                }
+                None => continue,
+            };
+            let Some(index) = answer.index else {
+                self.rejected(&ApiError::malformed(&self.path, "no X-Consul-Index header")).await;
+                continue;
+            };
+            if asked.index() != 0 && index == asked.index() {
+                self.accepted(index);
+                continue;
+            }
+            match decode(&self.path, &answer.body) {
+                Ok(value) => {
+                    self.handed_on = Some(index);
+                    return value;
+                }
+                Err(error) => self.rejected(&error).await,
+            }
+        }
+    }
+
+    /// What was answered last cannot be used, or what belongs to it failed: counts as a failure, waits, and makes the
+    /// next question be answered at once.
+    pub async fn rejected(&mut self, error: &ApiError) {
+        self.handed_on = None;
+        self.cursor = Cursor::default();
+        self.failures = self.failures.saturating_add(1);
+        self.link.failed(&self.part, error, SystemTime::now());
+        tracing::debug!(path = self.path, %error, failures = self.failures, "watch failed");
+        tokio::time::sleep(backoff(self.failures, rand::random())).await;
+    }
+
+    fn accepted(&mut self, index: u64) {
+        self.cursor = self.cursor.after(index);
+        self.failures = 0;
+        self.link.answered(&self.part, Some(index), SystemTime::now());
+    }
+
+    /// Asks once; `None` when another part saw an outage meanwhile, after which the index means nothing.
+    async fn ask(&mut self) -> Option<Result<Answer, ApiError>> {
+        tokio::time::sleep(self.bucket.take(Instant::now())).await;
+        if self.outages.has_changed().unwrap_or(false) {
+            self.outages.borrow_and_update();
+            self.cursor = Cursor::default();
+        }
+        let mut permit: Option<OwnedSemaphorePermit> = None;
+        let waits = match &self.permits {
+            Permits::Always => true,
+            Permits::From(all) => {
+                permit = Arc::clone(all).try_acquire_owned().ok();
+                permit.is_some()
+            }
+            Permits::Never => false,
+        };
+        let index = self.cursor.index();
+        let question = async {
+            if index != 0 && !waits {
+                tokio::time::sleep(POLL.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
+                return self.client.blocking(&self.path, 0, WAIT).await;
+            }
+            self.client.blocking(&self.path, index, WAIT).await
+        };
+        let answer = tokio::select! {
+            answer = question => Some(answer),
+            // Senders live as long as `link`, so an error cannot be.
+            _ = self.outages.changed(), if index != 0 => {
+                self.cursor = Cursor::default();
+                None
+            }
+        };
+        drop(permit);
+        answer
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.link.forget(&self.part);
+    }
+}

@@ -1,0 +1,117 @@
+//! Keeps the datapath engine current: one task that wakes for a change of the mesh, the cgroups or the addresses.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use netlink_sys::Socket;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    datapath::{
+        engine::{Engine, SWEEP_INTERVAL},
+        host,
+    },
+    state::MeshState,
+};
+
+/// The engine, shared by the task that drives it, `status` and `exec`. The hot path never takes this lock.
+#[derive(Clone)]
+pub struct Kernel {
+    engine: Arc<Mutex<Engine>>,
+    mesh: MeshState,
+}
+
+/// A `connect()` that passed the hook just before a change has a socket to destroy this much later.
+const CUT_AGAIN: Duration = Duration::from_millis(50);
+
+impl Kernel {
+    pub fn new(engine: Engine, mesh: MeshState) -> Self {
+        Self { engine: Arc::new(Mutex::new(engine)), mesh }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in new cgroups, and brings the maps in line with the mesh of now. An error is logged: what could not be
+    /// written is denied.
+    pub fn reconcile(&self) {
+        let again = {
+            let mut engine = self.lock();
+            if let Err(error) = engine.classifier_mut().update() {
+                tracing::error!(%error, "cannot follow the cgroups: programs in new ones are denied the mesh");
+            }
+            let mesh = self.mesh.load();
+            engine.reconcile(&mesh)
+        };
+        match again {
+            Ok(false) => {}
+            Ok(true) => drop(tokio::spawn(cut_later(self.clone()))),
+            Err(error) => tracing::error!(%error, "cannot write the BPF maps"),
+        }
+    }
+
+    /// Runs until dropped.
+    pub async fn drive(self) -> std::io::Result<()> {
+        let cgroups = AsyncFd::with_interest(self.inotify()?, Interest::READABLE)?;
+        let addresses = AsyncFd::with_interest(News(host::address_news()?), Interest::READABLE)?;
+        let mut mesh = self.mesh.subscribe();
+        let mut sweep = interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = mesh.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                }
+                ready = cgroups.readable() => ready?.clear_ready(),
+                ready = addresses.readable() => {
+                    host::drain_news(&addresses.get_ref().0);
+                    ready?.clear_ready();
+                    if let Err(error) = self.lock().refresh_addresses() {
+                        tracing::error!(%error, "cannot read the host's addresses");
+                    }
+                }
+                _ = sweep.tick() => self.lock().sweep(),
+            }
+            self.reconcile();
+        }
+    }
+
+    fn inotify(&self) -> std::io::Result<OwnedFd> {
+        let mut engine = self.lock();
+        engine.classifier_mut().inotify().as_fd().try_clone_to_owned()
+    }
+}
+
+async fn cut_later(kernel: Kernel) {
+    // A socket that is still without a SYN after this never gets one: the sweep removes its entry.
+    for _ in 0..20 {
+        sleep(CUT_AGAIN).await;
+        if !kernel.lock().cut() {
+            return;
+        }
+    }
+}
+
+struct News(Socket);
+
+impl AsRawFd for News {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for News {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to the socket that this borrows.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}

@@ -1,0 +1,86 @@
+//! The sockets that the daemon listens on, and the settings of the parts that own them.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use mesh_common::map::{LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
+
+use super::{
+    kernel::Kernel,
+    services::{Services, listen},
+};
+use crate::{
+    config::{Config, ControlPlane},
+    control_plane::{
+        self, Kind,
+        embedded::{self, Embedded},
+    },
+    identity::ServiceName,
+    proxy::{InboundService, ProxyHandle, ProxySettings},
+};
+
+/// What is known of the listeners after their sockets went to the proxy.
+pub struct Listeners {
+    list: Vec<(String, SocketAddr)>,
+}
+
+/// The sockets themselves.
+pub struct Sockets {
+    pub outbound: Vec<TcpListener>,
+    pub guard: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds the outbound and guard listeners on loopback, IPv4 and, where the host has it, IPv6.
+    pub fn bind(config: &Config) -> anyhow::Result<(Self, Sockets)> {
+        let mut new = Self { list: Vec::new() };
+        let sockets = Sockets {
+            outbound: new.bind_pair("outbound", config.listen.outbound_port)?,
+            guard: new.bind_pair("guard", config.listen.guard_port)?,
+        };
+        Ok((new, sockets))
+    }
+
+    fn bind_pair(&mut self, role: &str, port: u16) -> anyhow::Result<Vec<TcpListener>> {
+        let mut sockets = Vec::new();
+        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            let address = SocketAddr::new(ip, port);
+            match listen(address) {
+                Ok(socket) => {
+                    self.list.push((role.to_owned(), socket.local_addr()?));
+                    sockets.push(socket);
+                }
+                Err(error) if ip.is_ipv6() && is_absent(&error) => {
+                    tracing::warn!(role, "this host has no IPv6 loopback: IPv6 connections of workloads to the mesh are denied");
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot listen for {role} connections on {address}: set another listen.{role}_port")),
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// From here on the kernel redirects to them.
+    pub fn hand_to_kernel(&self, kernel: &Kernel, sockets: &Sockets) -> anyhow::Result<()> {
+        let mut engine = kernel.lock();
+        for (socket, v4, v6) in sockets
+            .outbound
+            .iter()
+            .map(|s| (s, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))
+            .chain(sockets.guard.iter().map(|s| (s, LISTENER_GUARD4, LISTENER_GUARD6)))
+        {
+            engine.set_listener(if socket.local_addr()?.is_ipv4() { v4 } else { v6 }, socket)?;
+        }
+        Ok(())
+    }
+
+    pub fn list(&self) -> Vec<(String, String)> {
+        self.list.iter().map(|(role, address)| (role.clone(), address.to_string())).collect()
+    }
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}

@@ -1,0 +1,62 @@
+//! The daemon's own place on the host: its cgroup, by which the kernel knows it, and its capabilities.
+
+use std::{io, path::PathBuf};
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+use crate::datapath::cgroup::{self, CgroupError, Governed};
+
+/// Below the governed root; the processes in it are exempt.
+const OWN_CGROUP: &str = "/meshnode.daemon";
+
+/// Programs that `meshnode exec` starts, one cgroup below it for each service.
+pub const EXEC_CGROUP: &str = "/meshnode.exec";
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("cannot read the daemon's own cgroup: {0}")]
+    Own(#[source] io::Error),
+    #[error("cannot drop capabilities: {0}; run as root, or with the capabilities that packaging/meshnode.service lists")]
+    Capabilities(#[from] caps::errors::CapsError),
+}
+
+/// Moves the daemon into a cgroup that nobody else is in, and returns its path below the governed root.
+///
+/// A systemd service is in one already. Anything else (a shell, a test) starts it in a cgroup that it shares.
+pub fn enter_own_cgroup(governed: &Governed) -> Result<String, PlaceError> {
+    if let Some(unit) = systemd_unit_cgroup(governed)? {
+        return Ok(governed.relative(&unit));
+    }
+    let own = governed.make(OWN_CGROUP)?;
+    cgroup::enter(&own)?;
+    Ok(OWN_CGROUP.to_owned())
+}
+
+/// systemd tells a service with `INVOCATION_ID`; its cgroup's name ends in `.service`.
+fn systemd_unit_cgroup(governed: &Governed) -> Result<Option<PathBuf>, PlaceError> {
+    if std::env::var_os("INVOCATION_ID").is_none() {
+        return Ok(None);
+    }
+    let own = cgroup::own_path().map_err(PlaceError::Own)?;
+    let path = governed.path().join(own.trim_start_matches('/'));
+    Ok((own.ends_with(".service") && path.is_dir()).then_some(path))
+}
+
+/// What a running daemon needs: BPF maps (`CAP_BPF`), destroying sockets and asking what is attached
+/// (`CAP_NET_ADMIN`), and ports below 1024 (`CAP_NET_BIND_SERVICE`).
+const KEPT: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
+
+/// Drops every other capability, for good, of the calling thread. Call it before threads are made: they inherit.
+pub fn drop_capabilities() -> Result<(), PlaceError> {
+    let kept: CapsHashSet = KEPT.into_iter().collect();
+    for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
+        caps::drop(None, CapSet::Bounding, *capability)?;
+    }
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
+    caps::set(None, CapSet::Permitted, &kept)?;
+    Ok(())
+}

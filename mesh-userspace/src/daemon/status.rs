@@ -1,0 +1,296 @@
+//! The status report: what the kernel, the proxy and the control-plane client say right now, in one shape.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use super::Daemon;
+use crate::{
+    admin::{
+        Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection, FlowState,
+        FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
+    },
+    config::{Config, Egress},
+    control_plane::Health,
+    datapath::{
+        direct::Direct,
+        engine::WorkloadCgroup,
+        events::{Kind, Report},
+        load::AttachState,
+    },
+    proxy::{Direction, FlowReport, FlowState as ProxyState},
+};
+
+/// Returns the report of now.
+pub fn report(daemon: &Daemon) -> StatusReport {
+    let now = SystemTime::now();
+    let config = daemon.config();
+    let (live, ended) = daemon.proxy().flows().report(now);
+    let engine = daemon.kernel.lock();
+    let cgroups = engine.workloads(&daemon.governed);
+    let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
+    flows.extend(engine.direct_flows().iter().map(direct));
+    StatusReport {
+        version: env!("CARGO_PKG_VERSION").into(),
+        node: config.node.clone(),
+        datacenter: config.datacenter.clone(),
+        pid: std::process::id(),
+        uptime_s: daemon.started.elapsed().as_secs(),
+        draining: daemon.is_draining(),
+        attachments: engine.attachments().into_iter().map(|a| attachment(daemon, a)).collect(),
+        workloads: workloads(&config, &cgroups),
+        services: services(daemon, &config),
+        flows,
+        recent: recent(&ended, &daemon.recent.list(), now),
+        certificates: certificates(daemon, now),
+        control_plane: control_plane(daemon),
+        counters: counters(daemon, &engine.counters()),
+        listeners: daemon
+            .listeners()
+            .into_iter()
+            .map(|(role, address)| ListenerStatus { role, address })
+            .collect(),
+        degraded: engine.degraded(),
+        exempt: exempt(&config, &cgroups),
+    }
+}
+
+fn attachment(
+    daemon: &Daemon,
+    (program, hook, state, detail): (&'static str, &'static str, AttachState, String),
+) -> Attachment {
+    Attachment {
+        program: program.into(),
+        hook: hook.into(),
+        target: if hook == "sk_lookup" {
+            "the host's network namespace".into()
+        } else {
+            daemon.governed.path().display().to_string()
+        },
+        expected_prog_id: detail.strip_prefix("program ").and_then(|id| id.parse().ok()),
+        state: match state {
+            AttachState::Attached => AttachmentState::Attached,
+            AttachState::Missing => AttachmentState::Missing,
+            AttachState::Foreign => AttachmentState::Foreign,
+        },
+        detail,
+    }
+}
+
+fn workloads(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<WorkloadStatus> {
+    config
+        .services
+        .iter()
+        .map(|service| {
+            let own: Vec<_> = cgroups.iter().filter(|c| c.service.as_ref() == Some(&service.name)).collect();
+            WorkloadStatus {
+                service: service.name.to_string(),
+                cgroups: own.iter().map(|c| c.cgroup.clone()).collect(),
+                processes: own.iter().map(|c| c.processes as u64).sum(),
+                egress: if service.egress == Egress::MeshOnly { "mesh-only" } else { "passthrough" }.into(),
+                exempt: false,
+            }
+        })
+        .collect()
+}
+
+fn exempt(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<ExemptStatus> {
+    cgroups
+        .iter()
+        .filter(|c| c.service.is_none())
+        .map(|c| ExemptStatus {
+            cgroup: c.cgroup.clone(),
+            reason: config
+                .exempt
+                .iter()
+                .find(|e| e.selector.matches(&c.cgroup))
+                .map_or_else(|| "the daemon itself".into(), |e| e.reason.clone()),
+            processes: c.processes as u64,
+        })
+        .collect()
+}
+
+fn services(daemon: &Daemon, config: &Config) -> Vec<ServiceStatus> {
+    let running = daemon.services();
+    config
+        .services
+        .iter()
+        .filter_map(|service| {
+            let protected = service.protected.as_ref()?;
+            let of = running.get(&service.name);
+            Some(ServiceStatus {
+                name: service.name.to_string(),
+                port: protected.port,
+                address: protected.address,
+                guard: protected.guard.as_str().into(),
+                mesh_port: of.map(|r| r.mesh_port),
+                health: match of.map(|r| r.health.borrow().clone()) {
+                    Some(Health::Passing) => "passing".into(),
+                    Some(Health::Critical(_)) => "critical".into(),
+                    None => "unknown".into(),
+                },
+            })
+        })
+        .collect()
+}
+
+fn flow(report: &FlowReport) -> FlowStatus {
+    let outbound = report.direction == Direction::Outbound;
+    let (sent, received) =
+        if outbound { (report.bytes_out, report.bytes_in) } else { (report.bytes_in, report.bytes_out) };
+    let text = |name: &Option<crate::identity::ServiceName>| name.as_ref().map(ToString::to_string).unwrap_or_default();
+    FlowStatus {
+        id: report.id,
+        direction: if outbound { FlowDirection::Outbound } else { FlowDirection::Inbound },
+        program: report.program.clone(),
+        pid: report.pid,
+        source: text(&report.source),
+        destination: text(&report.destination),
+        original_dst: report.original_dst,
+        instance: if outbound { report.upstream } else { Some(report.peer) },
+        state: match (report.state, report.reason.as_deref()) {
+            (ProxyState::Connecting, _) => FlowState::Connecting,
+            (ProxyState::Open, _) => FlowState::Mtls,
+            (ProxyState::Closed, Some("finished")) => FlowState::Closed,
+            (ProxyState::Closed, Some("revoked" | "identity-gone")) => FlowState::Revoked,
+            (ProxyState::Closed, Some("guarded")) => FlowState::Guarded,
+            (ProxyState::Closed, Some("not-allowed" | "not-captured" | "not-synced")) => FlowState::Denied,
+            (ProxyState::Closed, _) => FlowState::Failed,
+        },
+        bytes_sent: sent,
+        bytes_received: received,
+        age_s: report.age_ms / 1000,
+        reason: match (&report.reason, &report.detail) {
+            (Some(name), Some(detail)) => Some(format!("{name}: {detail}")),
+            (name, _) => name.clone(),
+        },
+    }
+}
+
+fn direct(direct: &Direct) -> FlowStatus {
+    FlowStatus {
+        id: direct.cookie,
+        direction: FlowDirection::Local,
+        program: direct.program.clone(),
+        pid: direct.pid,
+        source: direct.source.to_string(),
+        destination: direct.destination.to_string(),
+        original_dst: Some(direct.original_dst),
+        instance: Some(direct.original_dst),
+        state: FlowState::Direct,
+        bytes_sent: direct.bytes_sent,
+        bytes_received: direct.bytes_received,
+        age_s: direct.age.as_secs(),
+        reason: None,
+    }
+}
+
+/// What is over, the newest first: flows of the proxy, and what the kernel decided on its own.
+fn recent(ended: &[FlowReport], events: &[Report], now: SystemTime) -> Vec<FlowStatus> {
+    let mut all: Vec<(u64, FlowStatus)> = ended
+        .iter()
+        .map(|report| {
+            let ended_ms = report.opened_ms + report.age_ms;
+            (ended_ms, FlowStatus { age_s: since(now, ended_ms), ..flow(report) })
+        })
+        .collect();
+    all.extend(events.iter().filter_map(|event| {
+        let at = millis(event.at);
+        Some((at, FlowStatus { age_s: since(now, at), ..kernel_event(event)? }))
+    }));
+    all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    all.into_iter().map(|(_, flow)| flow).collect()
+}
+
+fn millis(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+fn since(now: SystemTime, at_ms: u64) -> u64 {
+    millis(now).saturating_sub(at_ms) / 1000
+}
+
+fn kernel_event(event: &Report) -> Option<FlowStatus> {
+    let (state, direction) = match event.kind {
+        Kind::Denied => (FlowState::Denied, FlowDirection::Outbound),
+        Kind::WouldDeny => (FlowState::Passed, FlowDirection::Outbound),
+        Kind::GuardPassed => (FlowState::Passed, FlowDirection::Inbound),
+        Kind::DirectClosed => (FlowState::Closed, FlowDirection::Local),
+        Kind::FlowLost => (FlowState::Failed, FlowDirection::Outbound),
+        // The proxy's record of the same connection says more; an opened flow is not over.
+        Kind::Guarded | Kind::DirectOpened => return None,
+    };
+    let inbound = direction == FlowDirection::Inbound;
+    let text = |name: &Option<crate::identity::ServiceName>| name.as_ref().map(ToString::to_string).unwrap_or_default();
+    Some(FlowStatus {
+        id: event.cookie,
+        direction,
+        program: event.program.clone(),
+        pid: event.pid,
+        source: text(&event.source),
+        destination: text(&event.destination),
+        original_dst: Some(if inbound { event.local } else { event.remote }),
+        instance: inbound.then_some(event.remote),
+        state,
+        bytes_sent: event.bytes_sent,
+        bytes_received: event.bytes_received,
+        age_s: 0,
+        reason: match event.kind {
+            Kind::DirectClosed => None,
+            Kind::FlowLost => Some("map-full".into()),
+            Kind::GuardPassed => Some("guard".into()),
+            _ => Some(event.reason.into()),
+        },
+    })
+}
+
+fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
+    let mesh = daemon.mesh.load();
+    let mut all: Vec<_> = mesh
+        .leafs
+        .iter()
+        .map(|(service, leaf)| CertificateStatus {
+            service: service.to_string(),
+            spiffe_id: leaf.id.to_string(),
+            serial: leaf.serial.clone(),
+            not_after: Timestamp(leaf.not_after),
+            seconds_left: match leaf.not_after.duration_since(now) {
+                Ok(left) => seconds(left),
+                Err(over) => -seconds(over.duration()),
+            },
+        })
+        .collect();
+    all.sort_by(|a, b| a.service.cmp(&b.service));
+    all
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
+    let status = daemon.sync_status();
+    ControlPlaneStatus {
+        kind: status.kind.to_string(),
+        address: status.address,
+        connected: status.connected,
+        since: status.since.map(Timestamp),
+        stale_since: status.stale_since.map(Timestamp),
+        last_error: status.last_error,
+        index: status.index,
+        from_cache: status.from_cache,
+    }
+}
+
+/// Kernel counters by their names; those of the proxy as `outbound_REASON` and `inbound_REASON`.
+fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) -> BTreeMap<String, u64> {
+    let mut all: BTreeMap<String, u64> = kernel.iter().map(|(c, value)| (c.name().to_owned(), *value)).collect();
+    for count in daemon.proxy().refusals().snapshot() {
+        let direction = if count.direction == Direction::Outbound { "outbound" } else { "inbound" };
+        all.insert(format!("{direction}_{}", count.reason.replace('-', "_")), count.count);
+    }
+    all.insert("flows_opened".into(), daemon.proxy().flows().opened());
+    all.insert("flows_live".into(), daemon.proxy().flows().live());
+    all
+}

@@ -1,0 +1,276 @@
+//! The datapath at run time: owns the maps and keeps them in line with the mesh, the cgroups and the addresses.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, TcpListener},
+    os::fd::AsRawFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
+use mesh_common::{
+    counter::Counter,
+    flow::{FlowKey, FlowRecord},
+    map::{self, ListenerKey},
+};
+
+use super::{
+    cgroup::{CgroupError, Governed, process_count},
+    classify::{Classifier, WorkloadRule},
+    desired::{LocalService, View, desired},
+    direct::{Direct, DirectMap, monotonic},
+    flows::{self, FlowMap},
+    host,
+    load::{AttachState, HOOKS, Limits, LoadError, Loaded},
+    names::{NameReader, Names},
+    sock_diag,
+    tables::{TableError, Tables},
+};
+use crate::{identity::ServiceName, state::Mesh};
+
+/// What the engine needs of the configuration.
+pub struct Settings {
+    pub bpf_dir: PathBuf,
+    pub governed: Governed,
+    pub limits: Limits,
+    pub node: String,
+    pub same_host_mtls: bool,
+    pub services: Vec<LocalService>,
+    pub rules: Vec<WorkloadRule>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("map {name}: {source}")]
+    Map { name: &'static str, source: MapError },
+    #[error("cannot {op}: {source}")]
+    Io { op: &'static str, source: io::Error },
+}
+
+/// Owns everything that user space has of the kernel side.
+pub struct Engine {
+    loaded: Loaded,
+    tables: Tables,
+    names: Names,
+    classifier: Classifier,
+    direct: DirectMap,
+    pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
+    listeners: SockHash<MapData, ListenerKey>,
+    counters: PerCpuArray<MapData, u64>,
+    addresses: HashSet<IpAddr>,
+    netns: u64,
+    node: String,
+    services: Vec<LocalService>,
+    same_host_mtls: bool,
+    degraded: Vec<String>,
+}
+
+/// What the engine hands out once.
+pub struct Outlets {
+    pub flows: FlowMap,
+    pub events: RingBuf<MapData>,
+    pub names: NameReader,
+}
+
+/// A workload's cgroup as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadCgroup {
+    pub service: Option<ServiceName>,
+    pub cgroup: String,
+    pub processes: usize,
+    pub mesh_only: bool,
+}
+
+impl Engine {
+    /// Loads or adopts the BPF side. Nothing is written to the maps before [`reconcile`](Self::reconcile).
+    pub fn open(settings: Settings) -> Result<(Self, Outlets), EngineError> {
+        let netns =
+            host::netns_cookie().map_err(|source| EngineError::Io { op: "read SO_NETNS_COOKIE", source })?;
+        let addresses =
+            host::addresses().map_err(|source| EngineError::Io { op: "list addresses", source })?;
+        let mut loaded = Loaded::open(&settings.bpf_dir, &settings.governed, settings.limits)?;
+        let tables = Tables::open(&mut loaded.ebpf)?;
+        let names = Names::adopt(tables.names());
+        let classifier = Classifier::new(settings.governed.clone(), settings.rules)
+            .map_err(|source| EngineError::Io { op: "scan the cgroups", source })?;
+        let outlets = Outlets {
+            flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader(), netns),
+            events: typed(&mut loaded, map::EVENTS)?,
+            names: names.reader(),
+        };
+        let mut degraded = Vec::new();
+        let mut same_host_mtls = settings.same_host_mtls;
+        if !sock_diag::can_destroy() {
+            same_host_mtls = true;
+            degraded.push("this kernel cannot destroy sockets (CONFIG_INET_DIAG_DESTROY): flows on one host go through the proxy, so that a revoked intention can cut them".into());
+        }
+        if !settings.governed.is_whole_machine() {
+            degraded.push(format!(
+                "only programs below cgroup {} are governed",
+                settings.governed.path().display()
+            ));
+        }
+        let engine = Self {
+            direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader()),
+            pending: typed(&mut loaded, map::FLOWS)?,
+            listeners: typed(&mut loaded, map::LISTENERS)?,
+            counters: typed(&mut loaded, map::COUNTERS)?,
+            loaded,
+            tables,
+            names,
+            classifier,
+            addresses,
+            netns,
+            node: settings.node,
+            services: settings.services,
+            same_host_mtls,
+            degraded,
+        };
+        Ok((engine, outlets))
+    }
+
+    /// Whether another daemon's maps were taken over.
+    pub fn adopted(&self) -> bool {
+        self.loaded.adopted
+    }
+
+    pub fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.classifier
+    }
+
+    /// Makes `listener` the one that connections of `role` (`LISTENER_*`) in the host's namespace are steered to.
+    pub fn set_listener(&mut self, role: u32, listener: &TcpListener) -> Result<(), EngineError> {
+        let key = ListenerKey { netns: self.netns, role, pad: 0 };
+        self.listeners
+            .insert(key, listener.as_raw_fd(), 0)
+            .map_err(|source| EngineError::Map { name: map::LISTENERS, source })
+    }
+
+    /// Applies another configuration; takes effect with the next [`reconcile`](Self::reconcile).
+    pub fn configure(&mut self, services: Vec<LocalService>, rules: Vec<WorkloadRule>) {
+        self.services = services;
+        self.classifier.set_rules(rules);
+    }
+
+    /// Re-reads the host's addresses.
+    pub fn refresh_addresses(&mut self) -> Result<(), EngineError> {
+        self.addresses =
+            host::addresses().map_err(|source| EngineError::Io { op: "list addresses", source })?;
+        Ok(())
+    }
+
+    /// Writes into the maps what follows from `mesh`, then cuts direct flows that are not allowed any more. Returns
+    /// whether [`cut`](Self::cut) has to be called again soon.
+    pub fn reconcile(&mut self, mesh: &Mesh) -> Result<bool, EngineError> {
+        let view = View {
+            node: &self.node,
+            services: &self.services,
+            workloads: self.classifier.matched(),
+            classified_up_to: self.classifier.classified_up_to(),
+            addresses: &self.addresses,
+            host_netns: self.netns,
+            same_host_mtls: self.same_host_mtls,
+            mesh,
+        };
+        let (desired, names) = desired(&view, &mut self.names);
+        self.tables.apply(desired, names, Instant::now())?;
+        Ok(self.cut())
+    }
+
+    /// Cuts direct flows that are not allowed any more; returns whether it has to be called again soon.
+    pub fn cut(&self) -> bool {
+        self.direct.cut(|key| self.tables.allows(key))
+    }
+
+    /// Removes records of connections that never came to be.
+    pub fn sweep(&mut self) {
+        self.direct.sweep();
+        let lost = flows::sweep(&mut self.pending, monotonic());
+        if lost > 0 {
+            tracing::warn!(lost, "captured connections that the listener never accepted");
+        }
+    }
+
+    /// Asks the kernel what is in effect at each hook: program, hook, state, details.
+    pub fn attachments(&self) -> Vec<(&'static str, &'static str, AttachState, String)> {
+        HOOKS
+            .iter()
+            .map(|hook| {
+                let (state, detail) = self.loaded.verify(hook);
+                (hook.program, hook.name, state, detail)
+            })
+            .collect()
+    }
+
+    /// Returns the cgroups that are workloads or exempt.
+    pub fn workloads(&self, governed: &Governed) -> Vec<WorkloadCgroup> {
+        let mut all: Vec<_> = self
+            .classifier
+            .matched()
+            .values()
+            .map(|c| WorkloadCgroup {
+                service: c.service.clone(),
+                cgroup: governed.relative(&c.path),
+                processes: process_count(&c.path),
+                mesh_only: c.flags & mesh_common::policy::WORKLOAD_MESH_ONLY != 0,
+            })
+            .collect();
+        all.sort_by(|a, b| (&a.service, &a.cgroup).cmp(&(&b.service, &b.cgroup)));
+        all
+    }
+
+    pub fn direct_flows(&self) -> Vec<Direct> {
+        self.direct.list()
+    }
+
+    /// Returns how many captured connections wait for `accept()`.
+    pub fn pending_flows(&self) -> usize {
+        self.pending.keys().filter_map(Result::ok).count()
+    }
+
+    /// Returns the kernel's counters, summed over the CPUs.
+    pub fn counters(&self) -> Vec<(Counter, u64)> {
+        Counter::ALL
+            .iter()
+            .map(|c| {
+                let values = self.counters.get(&(*c as u32), 0);
+                (*c, values.map_or(0, |values| values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Returns what does not work as it should, in words for people.
+    pub fn degraded(&self) -> Vec<String> {
+        let full = self
+            .tables
+            .incomplete()
+            .iter()
+            .map(|name| format!("map {name} is full: what it lacks is denied"));
+        self.degraded.iter().cloned().chain(full).collect()
+    }
+}
+
+/// How often the daemon calls [`Engine::sweep`].
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    loaded: &mut Loaded,
+    name: &'static str,
+) -> Result<T, EngineError> {
+    let map = loaded.ebpf.take_map(name).ok_or(TableError::Missing(name))?;
+    T::try_from(map).map_err(|source| EngineError::Map { name, source })
+}
+
+/// A second handle of a pinned map.
+fn pinned(loaded: &Loaded, name: &'static str) -> Result<MapData, EngineError> {
+    MapData::from_pin(loaded.map_pin(name)).map_err(|source| EngineError::Map { name, source })
+}

@@ -1,0 +1,180 @@
+//! The ring buffer: what the kernel decided, told to the audit log and to `status`.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use aya::maps::{MapData, RingBuf};
+use mesh_common::event::{self, Event};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{flows::comm_text, names::NameReader};
+use crate::identity::ServiceName;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Denied,
+    WouldDeny,
+    Guarded,
+    GuardPassed,
+    DirectOpened,
+    DirectClosed,
+    FlowLost,
+}
+
+/// An event in user space's terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub kind: Kind,
+    pub at: SystemTime,
+    /// `intention`, `unmanaged`, …: the words of `mesh_common::event::reason_text`.
+    pub reason: &'static str,
+    pub source: Option<ServiceName>,
+    pub destination: Option<ServiceName>,
+    pub pid: u32,
+    pub program: String,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub cgroup: u64,
+    pub cookie: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub rtt_us: u32,
+}
+
+/// Returns the event in `raw`; `None` when the bytes are no event that this daemon knows.
+pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
+    if raw.len() < size_of::<Event>() {
+        return None;
+    }
+    // SAFETY: the length was checked, and an `Event` is plain integers: any bytes are one, aligned or not.
+    let event = unsafe { raw.as_ptr().cast::<Event>().read_unaligned() };
+    let kind = match event.kind {
+        event::EVENT_DENIED => Kind::Denied,
+        event::EVENT_WOULD_DENY => Kind::WouldDeny,
+        event::EVENT_GUARDED => Kind::Guarded,
+        event::EVENT_GUARD_PASSED => Kind::GuardPassed,
+        event::EVENT_DIRECT_OPENED => Kind::DirectOpened,
+        event::EVENT_DIRECT_CLOSED => Kind::DirectClosed,
+        event::EVENT_FLOW_LOST => Kind::FlowLost,
+        _ => return None,
+    };
+    Some(Report {
+        kind,
+        at,
+        reason: event::reason_text(event.reason),
+        source: names.name(event.source),
+        destination: names.name(event.destination),
+        pid: event.pid,
+        program: comm_text(&event.comm),
+        local: event.local.into(),
+        remote: event.remote.into(),
+        cgroup: event.cgroup,
+        cookie: event.cookie,
+        bytes_sent: event.bytes_sent,
+        bytes_received: event.bytes_received,
+        rtt_us: event.rtt_us,
+    })
+}
+
+/// The newest events, for `status`.
+#[derive(Clone, Default)]
+pub struct Recent(Arc<Mutex<VecDeque<Report>>>);
+
+const KEPT: usize = 256;
+
+impl Recent {
+    fn push(&self, report: Report) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == KEPT {
+            all.pop_front();
+        }
+        all.push_back(report);
+    }
+
+    /// Newest last.
+    pub fn list(&self) -> Vec<Report> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Reads events until the task is dropped.
+pub async fn follow(ring: RingBuf<MapData>, names: NameReader, recent: Recent) -> std::io::Result<()> {
+    // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
+    let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
+    loop {
+        let mut ready = ring.readable_mut().await?;
+        while let Some(item) = ready.get_inner_mut().0.next() {
+            match parse(&item, &names, SystemTime::now()) {
+                Some(report) => {
+                    audit(&report);
+                    recent.push(report);
+                }
+                None => tracing::warn!(len = item.len(), "an event that this version does not know"),
+            }
+        }
+        ready.clear_ready();
+    }
+}
+
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn audit(report: &Report) {
+    let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let (source, destination) = (text(&report.source), text(&report.destination));
+    let Report { reason, pid, program, local, remote, .. } = report;
+    match report.kind {
+        Kind::Denied => {
+            tracing::info!(target: "audit", verdict = "deny", reason, source, destination, program, pid, original_dst = %remote, "connect denied by the kernel");
+        }
+        Kind::WouldDeny => {
+            tracing::info!(target: "audit", verdict = "would-deny", reason, source, destination, program, pid, original_dst = %remote, "connect let through: the service is permissive");
+        }
+        Kind::Guarded => {
+            tracing::info!(target: "audit", verdict = "deny", reason = "guard", destination, from = %remote, to = %local, "connection from outside the mesh steered to the guard");
+        }
+        Kind::GuardPassed => {
+            tracing::info!(target: "audit", verdict = "would-deny", reason = "guard", destination, from = %remote, to = %local, "connection from outside the mesh let through: the service is permissive");
+        }
+        Kind::DirectOpened => {
+            tracing::info!(target: "audit", verdict = "allow", how = "direct", source, destination, program, pid, original_dst = %remote, "connected");
+        }
+        Kind::DirectClosed => {
+            tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
+        }
+        Kind::FlowLost => {
+            tracing::warn!(source, destination, program, pid, original_dst = %remote, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::datapath::names::Names;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_event_or_none(raw in prop::collection::vec(any::<u8>(), 0..300), kind in 0_u32..10) {
+            let mut raw = raw;
+            if raw.len() >= 4 {
+                raw[..4].copy_from_slice(&kind.to_ne_bytes());
+            }
+            let report = parse(&raw, &Names::default().reader(), SystemTime::UNIX_EPOCH);
+            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=7).contains(&kind));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The maps that the daemon writes, and how they get from what they hold to what they should hold.
+//!
+//! Order matters while a change is under way: what is denied goes first, what is allowed last, so that no moment
+//! lets through more than the state before and the state after both do.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError},
+};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    map,
+    policy::{
+        Destination, Name, PolicyKey, Protected, ProtectedKey, SETTINGS_INCOMPLETE, ServiceId, Settings,
+        Workload,
+    },
+};
+
+use super::desired::Desired;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    #[error("the BPF object has no map {0}: it was built from other sources, run `cargo xtask build-ebpf`")]
+    Missing(&'static str),
+    #[error("map {name}: {source}")]
+    Map { name: &'static str, source: MapError },
+}
+
+/// How long an instance that left the catalog is still no outside destination: its clients must not fall back to
+/// cleartext because a host drains or an agent restarts.
+const LINGER: Duration = Duration::from_secs(600);
+
+/// A hash map in the kernel with a copy of what it holds.
+struct Table<K: Pod, V: Pod> {
+    name: &'static str,
+    map: BpfHashMap<MapData, K, V>,
+    held: HashMap<K, V>,
+}
+
+impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
+    fn open(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, TableError> {
+        let map = BpfHashMap::<MapData, K, V>::try_from(take(ebpf, name)?)
+            .map_err(|source| TableError::Map { name, source })?;
+        let held = map.iter().collect::<Result<_, _>>().map_err(|source| TableError::Map { name, source })?;
+        Ok(Self { name, map, held })
+    }
+
+    /// Removes what is not wanted.
+    fn shrink(&mut self, wanted: &HashMap<K, V>) {
+        let gone: Vec<K> = self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in gone {
+            match self.map.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => drop(self.held.remove(&key)),
+                Err(error) => tracing::error!(map = self.name, %error, "cannot remove an entry"),
+            }
+        }
+    }
+
+    /// Writes what is wanted; returns the keys that the map did not take.
+    fn grow(&mut self, wanted: &HashMap<K, V>) -> Vec<K> {
+        let mut refused = Vec::new();
+        for (key, value) in wanted {
+            if self.held.get(key) == Some(value) {
+                continue;
+            }
+            match self.map.insert(key, value, 0) {
+                Ok(()) => drop(self.held.insert(*key, *value)),
+                Err(error) => {
+                    if refused.is_empty() {
+                        tracing::error!(map = self.name, %error, "the map takes no more: what it lacks is denied (raise [limits])");
+                    }
+                    refused.push(*key);
+                }
+            }
+        }
+        refused
+    }
+}
+
+/// Every map that the daemon writes.
+pub struct Tables {
+    workloads: Table<u64, Workload>,
+    destinations: Table<Endpoint, Destination>,
+    protected: Table<ProtectedKey, Protected>,
+    policy: Table<PolicyKey, u32>,
+    host_addrs: Table<Addr, u32>,
+    names: Table<ServiceId, Name>,
+    settings: Array<MapData, Settings>,
+    current: Option<Settings>,
+    retired: HashMap<Endpoint, (Destination, Instant)>,
+    incomplete: Vec<&'static str>,
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, TableError> {
+    ebpf.take_map(name).ok_or(TableError::Missing(name))
+}
+
+impl Tables {
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self, TableError> {
+        let settings = Array::try_from(take(ebpf, map::SETTINGS)?)
+            .map_err(|source| TableError::Map { name: map::SETTINGS, source })?;
+        Ok(Self {
+            workloads: Table::open(ebpf, map::WORKLOADS)?,
+            destinations: Table::open(ebpf, map::DESTINATIONS)?,
+            protected: Table::open(ebpf, map::PROTECTED)?,
+            policy: Table::open(ebpf, map::POLICY)?,
+            host_addrs: Table::open(ebpf, map::HOST_ADDRS)?,
+            names: Table::open(ebpf, map::NAMES)?,
+            settings,
+            current: None,
+            retired: HashMap::new(),
+            incomplete: Vec::new(),
+        })
+    }
+
+    /// Returns the entries of `NAMES`.
+    pub fn names(&self) -> impl Iterator<Item = (ServiceId, Name)> + '_ {
+        self.names.held.iter().map(|(id, name)| (*id, *name))
+    }
+
+    /// Returns the maps that could not take all they should hold.
+    pub fn incomplete(&self) -> &[&'static str] {
+        &self.incomplete
+    }
+
+    pub fn allows(&self, key: PolicyKey) -> bool {
+        self.policy.held.contains_key(&key)
+    }
+
+    /// Brings the maps to `desired`; `names` are entries of `NAMES` that are new.
+    pub fn apply(
+        &mut self,
+        mut desired: Desired,
+        names: Vec<(ServiceId, Name)>,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        self.retire(&mut desired, now);
+        self.incomplete.clear();
+        let names: HashMap<_, _> = names.into_iter().collect();
+        self.policy.shrink(&desired.policy);
+        let mut full = !self.names.grow(&names).is_empty();
+        full |= !self.host_addrs.grow(&desired.host_addrs).is_empty();
+        full |= !self.protected.grow(&desired.protected).is_empty();
+        full |= !self.destinations.grow(&desired.destinations).is_empty();
+        if full {
+            self.incomplete.push(map::DESTINATIONS);
+            desired.settings.flags |= SETTINGS_INCOMPLETE;
+        }
+        self.workloads.shrink(&desired.workloads);
+        // A cgroup that found no room stays unclassified: the mesh is denied to it, and to all younger ones.
+        if let Some(oldest) = self.workloads.grow(&desired.workloads).into_iter().min() {
+            self.incomplete.push(map::WORKLOADS);
+            desired.settings.classified_up_to = desired.settings.classified_up_to.min(oldest - 1);
+        }
+        if !self.policy.grow(&desired.policy).is_empty() {
+            self.incomplete.push(map::POLICY);
+        }
+        if self.current != Some(desired.settings) {
+            self.settings
+                .set(0, desired.settings, 0)
+                .map_err(|source| TableError::Map { name: map::SETTINGS, source })?;
+            self.current = Some(desired.settings);
+        }
+        self.destinations.shrink(&desired.destinations);
+        self.protected.shrink(&desired.protected);
+        self.host_addrs.shrink(&desired.host_addrs);
+        Ok(())
+    }
+
+    /// Keeps destinations that just left.
+    fn retire(&mut self, desired: &mut Desired, now: Instant) {
+        for (endpoint, destination) in &self.destinations.held {
+            if !desired.destinations.contains_key(endpoint) {
+                self.retired.entry(*endpoint).or_insert((*destination, now));
+            }
+        }
+        let own = &desired.host_addrs;
+        self.retired.retain(|endpoint, (_, since)| {
+            !desired.destinations.contains_key(endpoint)
+                && !own.contains_key(&endpoint.addr)
+                && now.saturating_duration_since(*since) < LINGER
+        });
+        for (endpoint, (destination, _)) in &self.retired {
+            desired.destinations.insert(*endpoint, *destination);
+        }
+    }
+}

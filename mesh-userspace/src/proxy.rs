@@ -1,0 +1,327 @@
+//! The proxy: carries captured flows between programs and the mesh.
+//!
+//! ```text
+//! outbound:  program → listener → captured flow → decision → dial → tls → copy
+//! inbound:   mesh port → tls → decision → dial the program → copy
+//! guard:     a protected port, dialled around the mesh → reset
+//! ```
+//!
+//! Each connection is one task and one [`Flow`]; policy is read from [`MeshState`] without a lock. Whatever goes wrong
+//! reaches the program as a reset, and its [`Reason`] the flow's record, a counter and the audit log. `docs/wire.md`
+//! says what a program and what the wire see.
+
+mod accept;
+mod copy;
+mod decision;
+mod flow;
+mod guard;
+mod inbound;
+mod outbound;
+mod reason;
+mod socket;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{Ordering, fence},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use rustls::ProtocolVersion;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
+pub use inbound::InboundService;
+pub use outbound::{CapturedFlow, CapturedFlows};
+pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
+pub use socket::Keepalive;
+pub use table::{FlowTable, OpenFlow};
+
+use crate::{
+    state::{Mesh, MeshState},
+    tls::{PeerError, TlsConfigs},
+};
+
+/// Connections that may wait to be accepted on one listener; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// How long a cut flow may take to be gone, once the drain's deadline has passed.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the proxy waits for others. Idle connections are never timed out.
+#[derive(Clone, Copy, Debug)]
+pub struct ProxySettings {
+    /// For TCP to the instance (outbound) or to the program (inbound).
+    pub connect_timeout: Duration,
+    /// For a whole TLS handshake.
+    pub handshake_timeout: Duration,
+    pub keepalive: Keepalive,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            keepalive: Keepalive::default(),
+        }
+    }
+}
+
+/// Why [`ProxyHandle::set_inbound`] changed nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InboundError {
+    #[error("service {0} is named twice")]
+    Twice(String),
+    #[error("service {0} has no mesh port, and none was given")]
+    NoListener(String),
+    #[error("the mesh port of service {id} cannot be used: {source}")]
+    Listener { id: String, source: io::Error },
+}
+
+/// A running proxy. Dropped, it stops accepting; flows that are open go on until the runtime ends.
+pub struct ProxyHandle {
+    shared: Arc<Shared>,
+    inbound: Mutex<HashMap<String, MeshPort>>,
+    listeners: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct MeshPort {
+    target: Arc<ArcSwap<inbound::Target>>,
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+/// What every connection needs.
+struct Shared {
+    settings: ProxySettings,
+    state: MeshState,
+    captured: Arc<dyn CapturedFlows>,
+    tls: TlsConfigs,
+    flows: Arc<FlowTable>,
+    connections: TaskTracker,
+    guard_log: guard::RateLimit,
+    refusal_log: guard::RateLimit,
+}
+
+/// Starts serving; call it inside a tokio runtime.
+///
+/// `outbound` are the listeners that the kernel redirects programs to, `guard` those that `sk_lookup` steers to.
+///
+/// # Errors
+/// A listener cannot be registered with the runtime.
+pub fn start(
+    settings: ProxySettings,
+    state: MeshState,
+    captured: Arc<dyn CapturedFlows>,
+    outbound: Vec<std::net::TcpListener>,
+    guard: Vec<std::net::TcpListener>,
+) -> io::Result<ProxyHandle> {
+    let outbound = outbound.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
+    let guards = guard.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
+    let shared = Arc::new(Shared {
+        settings,
+        state,
+        captured,
+        tls: TlsConfigs::default(),
+        flows: Arc::default(),
+        connections: TaskTracker::new(),
+        guard_log: guard::RateLimit::per_second(10),
+        refusal_log: guard::RateLimit::per_second(100),
+    });
+    let (listeners, stop) = (TaskTracker::new(), CancellationToken::new());
+    for listener in outbound {
+        let shared = shared.clone();
+        listeners.spawn(accept::accept_all("outbound", listener, stop.clone(), move |stream, peer| {
+            shared.connections.spawn(outbound::serve(shared.clone(), stream, peer));
+        }));
+    }
+    for listener in guards {
+        let shared = shared.clone();
+        listeners.spawn(accept::accept_all("guard", listener, stop.clone(), move |stream, peer| {
+            guard::refuse(&shared, stream, peer);
+        }));
+    }
+    tokio::spawn(watch_policy(Arc::downgrade(&shared), shared.state.clone()));
+    Ok(ProxyHandle { shared, inbound: Mutex::default(), listeners, stop })
+}
+
+fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
+    std.set_nonblocking(true)?;
+    // std listens with a queue of 128, which a burst of connections overflows: the kernel drops SYNs, and programs wait
+    // a second for the retransmission. listen(2) on a listening socket changes the queue's length.
+    socket2::SockRef::from(&std).listen(BACKLOG)?;
+    TcpListener::from_std(std)
+}
+
+impl ProxyHandle {
+    /// Serves exactly these services: starts what is new, stops accepting for what is missing, and changes the name or
+    /// the program's address of what stays. Live flows go on. Call it inside the runtime.
+    ///
+    /// # Errors
+    /// Nothing was changed: a service is named twice, or one has no listener, or a listener cannot be used.
+    pub fn set_inbound(&self, services: Vec<InboundService>) -> Result<(), InboundError> {
+        let mut ports = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = HashSet::new();
+        let mut checked = Vec::with_capacity(services.len());
+        for InboundService { id, name, program, listener: given } in services {
+            if !seen.insert(id.clone()) {
+                return Err(InboundError::Twice(id));
+            }
+            let port = match given {
+                None if !ports.contains_key(&id) => return Err(InboundError::NoListener(id)),
+                None => None,
+                Some(std) => match listener(std).and_then(|bound| Ok((bound.local_addr()?, bound))) {
+                    Ok(bound) => Some(bound),
+                    Err(source) => return Err(InboundError::Listener { id, source }),
+                },
+            };
+            checked.push((id, inbound::Target { name, program }, port));
+        }
+        ports.retain(|id, port| {
+            let stays = seen.contains(id);
+            if !stays {
+                port.stop.cancel();
+            }
+            stays
+        });
+        for (id, target, bound) in checked {
+            match (bound, ports.get(&id)) {
+                (None, Some(port)) => port.target.store(Arc::new(target)),
+                (None, None) => unreachable!("invariant: checked above, under the same lock"),
+                (Some((address, bound)), old) => {
+                    if let Some(old) = old {
+                        old.stop.cancel();
+                    }
+                    ports.insert(id, self.serve_inbound(target, bound, address));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the mesh port of the service instance `id`, if it is served.
+    pub fn mesh_address(&self, id: &str) -> Option<SocketAddr> {
+        self.inbound.lock().unwrap_or_else(PoisonError::into_inner).get(id).map(|port| port.address)
+    }
+
+    /// The live and the recently ended flows.
+    pub fn flows(&self) -> &Arc<FlowTable> {
+        &self.shared.flows
+    }
+
+    /// How flows ended, by direction and reason.
+    pub fn refusals(&self) -> &Refusals {
+        self.shared.flows.ended()
+    }
+
+    /// Stops accepting, waits until `deadline` for the flows to end, cuts the rest, and returns how many that were.
+    pub async fn drain(&self, deadline: Duration) -> usize {
+        self.stop.cancel();
+        self.listeners.close();
+        self.listeners.wait().await;
+        let connections = &self.shared.connections;
+        connections.close();
+        if timeout(deadline, connections.wait()).await.is_ok() {
+            return 0;
+        }
+        let cut = self.shared.flows.recheck(|_| Some(Reason::Drain));
+        if timeout(CUT_GRACE, connections.wait()).await.is_err() {
+            tracing::warn!(left = connections.len(), "connections did not end after they were cut");
+        }
+        cut
+    }
+
+    fn serve_inbound(&self, target: inbound::Target, bound: TcpListener, address: SocketAddr) -> MeshPort {
+        let (target, stop) = (Arc::new(ArcSwap::from_pointee(target)), self.stop.child_token());
+        let (shared, served) = (self.shared.clone(), target.clone());
+        self.listeners.spawn(accept::accept_all("inbound", bound, stop.clone(), move |stream, peer| {
+            shared.connections.spawn(inbound::serve(shared.clone(), served.clone(), stream, peer));
+        }));
+        MeshPort { target, address, stop }
+    }
+}
+
+impl Drop for ProxyHandle {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Cuts live flows that the mesh no longer allows, at each change of it, until the proxy is gone.
+async fn watch_policy(shared: std::sync::Weak<Shared>, state: MeshState) {
+    let mut changed = state.subscribe();
+    // `state` keeps the sender alive, so that only the proxy's end stops this.
+    while changed.changed().await.is_ok() {
+        let Some(shared) = shared.upgrade() else { return };
+        let started = Instant::now();
+        let mesh = Arc::clone(&state.load());
+        shared.tls.retain(|name| mesh.leafs.contains_key(name));
+        let cut = shared.flows.recheck(|flow| decision::recheck(&mesh, flow));
+        if cut > 0 {
+            tracing::info!(cut, took_us = started.elapsed().as_micros(), "a change of policy cut live flows");
+        }
+    }
+}
+
+impl Shared {
+    /// Decides by the mesh of now. What is known of the flow must have been stored before: then a change of policy
+    /// that this does not see sees the flow.
+    fn with_mesh<R>(&self, decide: impl FnOnce(&Mesh) -> R) -> R {
+        fence(Ordering::SeqCst);
+        decide(&self.state.load())
+    }
+
+    /// Notes that bytes may flow now: the decision to allow is what the audit log records.
+    fn opened(&self, flow: &Flow, tls: &rustls::Connection) {
+        let version = match tls.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS 1.3",
+        };
+        flow.set_tls(version);
+        flow.set_open();
+        if let Some(origin) = flow.origin() {
+            tracing::info!(target: "audit", decision = "allow", flow = flow.id, direction = ?flow.direction(),
+                source = %origin.source, destination = %origin.destination, peer = %flow.start.peer,
+                program = origin.program, pid = origin.pid, tls = version);
+        }
+    }
+
+    fn end(&self, flow: OpenFlow, outcome: Result<(), Reason>) {
+        let reason = outcome.err().unwrap_or(Reason::Finished);
+        self.log_end(&flow, &reason);
+        flow.end(reason);
+    }
+
+    fn log_end(&self, flow: &Flow, reason: &Reason) {
+        // Connecting and leaving again is what a health check by TCP does.
+        let decision = match reason {
+            Reason::Revoked | Reason::IdentityGone(_) => "cut",
+            Reason::Peer(PeerError::Closed) => "",
+            refusal if refusal.is_refusal() => "deny",
+            _ => "",
+        };
+        if decision.is_empty() {
+            tracing::debug!(flow = flow.id, reason = reason.name(), detail = %reason, "flow ended");
+            return;
+        }
+        // Refusals can be caused by anybody who reaches a port: the counters have them all, the log has enough.
+        let Some(unlogged) = self.refusal_log.permit(Instant::now()) else { return };
+        let origin = flow.origin();
+        let destination = origin.map(|o| &o.destination).or(flow.start.destination.as_ref());
+        tracing::info!(target: "audit", decision, flow = flow.id, direction = ?flow.direction(),
+            source = origin.map(|o| o.source.as_str()), destination = destination.map(|d| d.as_str()),
+            peer = %flow.start.peer, program = origin.map(|o| o.program.as_str()), pid = origin.map(|o| o.pid),
+            reason = reason.name(), detail = %reason, unlogged_before = unlogged);
+    }
+}

@@ -1,0 +1,169 @@
+//! Who may connect to whom, with which certificate: pure decisions over one view of the mesh.
+
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+
+use super::{
+    flow::{Direction, Flow, Origin},
+    reason::Reason,
+};
+use crate::{
+    catalog::Instance,
+    identity::{Leaf, Roots, ServiceName},
+    state::Mesh,
+};
+
+/// What a TLS connection of a local service needs.
+pub(super) struct Identity {
+    pub(super) leaf: Arc<Leaf>,
+    pub(super) roots: Arc<Roots>,
+}
+
+/// Where a origin connection goes, and as whom.
+pub(super) struct Route {
+    pub(super) identity: Identity,
+    pub(super) instance: Arc<Instance>,
+}
+
+/// Returns the route of a captured connection to `original_dst`, if it may be at all.
+pub(super) fn route(
+    mesh: &Mesh,
+    origin: &Origin,
+    original_dst: SocketAddr,
+    now: SystemTime,
+) -> Result<Route, Reason> {
+    let Origin { source, destination, .. } = origin;
+    authorize(mesh, source, destination)?;
+    let catalog = mesh.catalog.as_ref().ok_or(Reason::NotSynced)?;
+    let instance =
+        catalog.instance_at(original_dst).ok_or_else(|| Reason::NoInstance(destination.clone()))?;
+    if instance.service != *destination {
+        let (expected, found) = (destination.clone(), instance.service.clone());
+        return Err(Reason::OtherService { expected, found });
+    }
+    Ok(Route { identity: identity(mesh, source, now)?, instance: instance.clone() })
+}
+
+/// Returns what `service` of this host proves itself with.
+pub(super) fn identity(mesh: &Mesh, service: &ServiceName, now: SystemTime) -> Result<Identity, Reason> {
+    let roots = mesh.roots.clone().ok_or(Reason::NoRoots)?;
+    let leaf = mesh.leafs.get(service).cloned().ok_or_else(|| Reason::NoLeaf(service.clone()))?;
+    if leaf.not_after <= now {
+        return Err(Reason::LeafExpired(service.clone()));
+    }
+    Ok(Identity { leaf, roots })
+}
+
+/// Allows what an intention allows; everything is denied before the first sync.
+pub(super) fn authorize(mesh: &Mesh, source: &ServiceName, destination: &ServiceName) -> Result<(), Reason> {
+    let intentions = mesh.intentions.as_ref().filter(|_| mesh.is_synced()).ok_or(Reason::NotSynced)?;
+    if intentions.allows(source, destination) {
+        return Ok(());
+    }
+    Err(Reason::NotAllowed { from: source.clone(), to: destination.clone() })
+}
+
+/// Returns why a live flow may no longer be there under `mesh`; `None` if it may, or is not decided yet.
+pub(super) fn recheck(mesh: &Mesh, flow: &Flow) -> Option<Reason> {
+    let Origin { source, destination, .. } = flow.origin()?;
+    let local = match flow.direction() {
+        Direction::Outbound => source,
+        Direction::Inbound => destination,
+    };
+    if mesh.roots.is_none() || !mesh.leafs.contains_key(local) {
+        return Some(Reason::IdentityGone(local.clone()));
+    }
+    authorize(mesh, source, destination).is_err().then_some(Reason::Revoked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        catalog::Catalog,
+        intention::{Action, Intention, Intentions},
+        tls::test_pki::Ca,
+    };
+
+    fn mesh() -> Mesh {
+        let ca = Ca::new("td.consul");
+        let instance = Instance {
+            service: "db".parse().unwrap(),
+            id: "db".to_owned(),
+            node: "b".to_owned(),
+            datacenter: "dc1".to_owned(),
+            namespace: "default".to_owned(),
+            address: "10.0.0.2:5432".parse().unwrap(),
+            mesh: "10.0.0.2:21000".parse().unwrap(),
+        };
+        let allow = Intention {
+            id: String::new(),
+            source: "web".parse().unwrap(),
+            destination: "db".parse().unwrap(),
+            action: Action::Allow,
+        };
+        let leaf = ca.leaf("web");
+        Mesh {
+            roots: Some(ca.roots()),
+            leafs: [(leaf.id.service.clone(), leaf)].into(),
+            catalog: Some(Arc::new(Catalog::new([instance]))),
+            intentions: Some(Arc::new(Intentions::new([allow], Action::Deny))),
+            stale_since: None,
+        }
+    }
+
+    fn origin() -> Origin {
+        Origin {
+            source: "web".parse().unwrap(),
+            destination: "db".parse().unwrap(),
+            original_dst: Some("10.0.0.2:5432".parse().unwrap()),
+            program: "psql".to_owned(),
+            pid: 1,
+            cookie: 1,
+        }
+    }
+
+    fn route_of(mesh: &Mesh, origin: &Origin, now: SystemTime) -> Result<Route, Reason> {
+        route(mesh, origin, origin.original_dst.unwrap(), now)
+    }
+
+    fn refused(mesh: &Mesh, origin: &Origin) -> Option<&'static str> {
+        route_of(mesh, origin, SystemTime::now()).err().map(|reason| reason.name())
+    }
+
+    #[test]
+    fn an_allowed_flow_gets_the_instance_that_was_dialled_and_the_callers_leaf() {
+        let route = route_of(&mesh(), &origin(), SystemTime::now()).ok().unwrap();
+        assert_eq!(route.instance.mesh, "10.0.0.2:21000".parse().unwrap());
+        assert_eq!(route.identity.leaf.id.service.as_str(), "web");
+    }
+
+    #[test]
+    fn each_missing_piece_refuses_with_its_own_reason() {
+        type Spoil = fn(&mut Mesh, &mut Origin);
+        let cases: [(&str, Spoil); 8] = [
+            ("not-synced", |mesh, _| mesh.catalog = None),
+            ("not-synced", |mesh, _| mesh.intentions = None),
+            ("not-allowed", |mesh, _| mesh.intentions = Some(Arc::default())),
+            ("not-allowed", |_, origin| origin.source = "cron".parse().unwrap()),
+            ("no-instance", |_, origin| origin.original_dst = "10.0.0.2:80".parse().ok()),
+            ("no-leaf", |mesh, _| mesh.leafs.clear()),
+            ("no-roots", |mesh, _| mesh.roots = None),
+            ("other-service", |mesh, origin| {
+                mesh.intentions = Some(Arc::new(Intentions::new([], Action::Allow)));
+                origin.destination = "cache".parse().unwrap();
+            }),
+        ];
+        assert_eq!(refused(&mesh(), &origin()), None);
+        for (reason, spoil) in cases {
+            let (mut mesh, mut origin) = (mesh(), self::tests::origin());
+            spoil(&mut mesh, &mut origin);
+            assert_eq!(refused(&mesh, &origin), Some(reason));
+        }
+    }
+
+    #[test]
+    fn an_expired_leaf_of_this_host_is_not_used() {
+        let (mesh, later) = (mesh(), SystemTime::now() + std::time::Duration::from_secs(100 * 3600));
+        assert_eq!(route_of(&mesh, &origin(), later).err().unwrap().name(), "leaf-expired");
+    }
+}

@@ -1,0 +1,47 @@
+//! Options of the sockets that carry flows.
+
+use std::{io, time::Duration};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::reason::Reason;
+
+/// When a silent peer is asked whether it is still there, and how often before it is given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    pub after: Duration,
+    pub every: Duration,
+    pub probes: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { after: Duration::from_secs(60), every: Duration::from_secs(10), probes: 6 }
+    }
+}
+
+/// Prepares a socket of a flow: no delay, keepalive, and **a reset when it is dropped**.
+///
+/// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
+/// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
+pub(super) fn prepare(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+    reset_on_drop(stream)?;
+    stream.set_nodelay(true)?;
+    let probes = TcpKeepalive::new()
+        .with_time(keepalive.after)
+        .with_interval(keepalive.every)
+        .with_retries(keepalive.probes);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
+/// Makes the kernel reset the connection when the socket is dropped.
+pub(super) fn reset_on_drop(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Lets the kernel deliver what was sent and close both connections in order when they are dropped.
+pub(super) fn close_cleanly(program: &TcpStream, mesh: &TcpStream) -> Result<(), Reason> {
+    SockRef::from(program).set_linger(None).map_err(|e| Reason::ProgramReset(e.kind()))?;
+    SockRef::from(mesh).set_linger(None).map_err(|e| Reason::PeerReset(e.kind()))
+}

@@ -1,0 +1,258 @@
+//! rustls configurations, built once per leaf, trust bundle and destination, and found again without a lock.
+//!
+//! A changed leaf or bundle is a new `Arc`; what was built from the old one is replaced at the next connection, while
+//! live connections keep what they were opened with.
+//!
+//! **Resumption is off**, on both sides: every connection does a full handshake, so each one presents and verifies
+//! certificates that are valid now. If it is switched on, then with a store per client configuration made here (they
+//! are per source identity and destination already) and never shared between server configurations, since a resumed
+//! session skips the verifiers. Authorization does not depend on it: it is decided for each connection.
+
+use std::{collections::HashMap, hash::Hash, sync::Arc};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::Resumption,
+    server::NoServerSessionStorage,
+    sign::SingleCertAndKey,
+    version::{TLS12, TLS13},
+};
+
+use super::{
+    provider,
+    verify::{ClientOfMesh, ServerIs, TrustBundle},
+};
+use crate::{
+    catalog::Instance,
+    identity::{Leaf, Roots, ServiceName, SpiffeId},
+};
+
+/// Why no configuration could be built.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    #[error("the trust bundle holds no usable root")]
+    NoUsableRoot,
+    #[error("the TLS provider cannot serve TLS 1.3 and 1.2: {0}")]
+    Provider(rustls::Error),
+}
+
+/// The cache of configurations. Reading takes no lock; building one copies the small map that it goes into.
+#[derive(Default)]
+pub struct TlsConfigs {
+    sources: ArcSwap<HashMap<ServiceName, Arc<Source>>>,
+    servers: ArcSwap<HashMap<ServiceName, Arc<Server>>>,
+}
+
+/// By service; then one entry for each namespace and datacenter that it is in.
+type Destinations = HashMap<ServiceName, Vec<(SpiffeId, Arc<ClientConfig>)>>;
+
+/// What one local service dials with.
+struct Source {
+    leaf: Arc<Leaf>,
+    bundle: Arc<TrustBundle>,
+    destinations: ArcSwap<Destinations>,
+}
+
+/// What one local service is served with.
+struct Server {
+    leaf: Arc<Leaf>,
+    roots: Arc<Roots>,
+    config: Arc<ServerConfig>,
+}
+
+impl TlsConfigs {
+    /// Returns what a connection of the owner of `leaf` to `instance` uses: it fails unless the server is exactly the
+    /// SPIFFE ID of `instance`, before the client sends its certificate or any byte of the program.
+    pub fn client(
+        &self,
+        leaf: &Arc<Leaf>,
+        roots: &Arc<Roots>,
+        instance: &Instance,
+    ) -> Result<Arc<ClientConfig>, ConfigError> {
+        let sources = self.sources.load();
+        let source = match sources.get(&leaf.id.service) {
+            Some(source) if source.is_for(leaf, roots) => source.clone(),
+            _ => self.add_source(leaf, roots)?,
+        };
+        match source.find(instance) {
+            Some(config) => Ok(config),
+            None => source.add(instance),
+        }
+    }
+
+    /// Returns what connections to the owner of `leaf` are accepted with.
+    pub fn server(&self, leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> Result<Arc<ServerConfig>, ConfigError> {
+        let name = &leaf.id.service;
+        if let Some(server) = self.servers.load().get(name)
+            && Arc::ptr_eq(&server.leaf, leaf)
+            && Arc::ptr_eq(&server.roots, roots)
+        {
+            return Ok(server.config.clone());
+        }
+        let config = Arc::new(server_config(leaf, roots)?);
+        let server = Server { leaf: leaf.clone(), roots: roots.clone(), config: config.clone() };
+        insert(&self.servers, name, &Arc::new(server));
+        Ok(config)
+    }
+
+    /// Forgets the configurations, and with them the keys, of services for which `keep` is false.
+    pub fn retain(&self, keep: impl Fn(&ServiceName) -> bool) {
+        retain(&self.sources, &keep);
+        retain(&self.servers, &keep);
+    }
+
+    fn add_source(&self, leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> Result<Arc<Source>, ConfigError> {
+        let bundle = Arc::new(TrustBundle::new(roots.clone()).ok_or(ConfigError::NoUsableRoot)?);
+        let source = Arc::new(Source { leaf: leaf.clone(), bundle, destinations: ArcSwap::default() });
+        insert(&self.sources, &leaf.id.service, &source);
+        Ok(source)
+    }
+}
+
+impl Source {
+    fn is_for(&self, leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> bool {
+        Arc::ptr_eq(&self.leaf, leaf) && Arc::ptr_eq(self.bundle.roots(), roots)
+    }
+
+    fn find(&self, instance: &Instance) -> Option<Arc<ClientConfig>> {
+        let destinations = self.destinations.load();
+        let (_, config) = destinations
+            .get(&instance.service)?
+            .iter()
+            .find(|(id, _)| id.namespace == instance.namespace && id.datacenter == instance.datacenter)?;
+        Some(config.clone())
+    }
+
+    fn add(&self, instance: &Instance) -> Result<Arc<ClientConfig>, ConfigError> {
+        let expected = SpiffeId {
+            trust_domain: self.bundle.roots().trust_domain.clone(),
+            namespace: instance.namespace.clone(),
+            datacenter: instance.datacenter.clone(),
+            service: instance.service.clone(),
+        };
+        let verifier = ServerIs { bundle: self.bundle.clone(), expected: expected.clone() };
+        let config = Arc::new(client_config(&self.leaf, verifier)?);
+        self.destinations.rcu(|known| {
+            let mut next = HashMap::clone(known);
+            next.entry(instance.service.clone()).or_default().push((expected.clone(), config.clone()));
+            next
+        });
+        Ok(config)
+    }
+}
+
+fn client_config(leaf: &Arc<Leaf>, verifier: ServerIs) -> Result<ClientConfig, ConfigError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(ConfigError::Provider)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.key.clone())));
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok(config)
+}
+
+fn server_config(leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> Result<ServerConfig, ConfigError> {
+    let bundle = Arc::new(TrustBundle::new(roots.clone()).ok_or(ConfigError::NoUsableRoot)?);
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(ConfigError::Provider)?
+        .with_client_cert_verifier(Arc::new(ClientOfMesh { bundle }))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.key.clone())));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn insert<K: Clone + Eq + Hash, V>(map: &ArcSwap<HashMap<K, Arc<V>>>, key: &K, value: &Arc<V>) {
+    map.rcu(|known| {
+        let mut next = HashMap::clone(known);
+        next.insert(key.clone(), value.clone());
+        next
+    });
+}
+
+fn retain<K: Clone + Eq + Hash, V>(map: &ArcSwap<HashMap<K, Arc<V>>>, keep: &impl Fn(&K) -> bool) {
+    if map.load().keys().all(keep) {
+        return;
+    }
+    map.rcu(|known| {
+        let mut next = HashMap::clone(known);
+        next.retain(|key, _| keep(key));
+        next
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::test_pki::{Ca, LeafSpec};
+
+    fn instance(service: &str, datacenter: &str) -> Instance {
+        Instance {
+            service: service.parse().unwrap(),
+            id: service.to_owned(),
+            node: "host".to_owned(),
+            datacenter: datacenter.to_owned(),
+            namespace: "default".to_owned(),
+            address: "10.0.0.2:1".parse().unwrap(),
+            mesh: "10.0.0.2:2".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_built_once_for_each_leaf_bundle_and_destination() {
+        let ca = Ca::new("td.consul");
+        let (leaf, roots, configs) = (ca.leaf("web"), ca.roots(), TlsConfigs::default());
+        let first = configs.client(&leaf, &roots, &instance("db", "dc1")).unwrap();
+        let same = configs.client(&leaf, &roots, &instance("db", "dc1")).unwrap();
+        assert!(Arc::ptr_eq(&first, &same));
+        for other in [instance("db", "dc2"), instance("cache", "dc1")] {
+            assert!(!Arc::ptr_eq(&first, &configs.client(&leaf, &roots, &other).unwrap()));
+        }
+        let (one, two) = (configs.server(&leaf, &roots).unwrap(), configs.server(&leaf, &roots).unwrap());
+        assert!(Arc::ptr_eq(&one, &two));
+    }
+
+    #[test]
+    fn a_new_leaf_or_bundle_replaces_the_configuration() {
+        let ca = Ca::new("td.consul");
+        let (leaf, roots, configs) = (ca.leaf("web"), ca.roots(), TlsConfigs::default());
+        let db = instance("db", "dc1");
+        let (client, server) =
+            (configs.client(&leaf, &roots, &db).unwrap(), configs.server(&leaf, &roots).unwrap());
+        for (leaf, roots) in [(ca.leaf("web"), roots.clone()), (leaf, ca.roots())] {
+            assert!(!Arc::ptr_eq(&client, &configs.client(&leaf, &roots, &db).unwrap()));
+            assert!(!Arc::ptr_eq(&server, &configs.server(&leaf, &roots).unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_service_that_left_takes_its_key_along() {
+        let ca = Ca::new("td.consul");
+        let (leaf, roots, configs) = (ca.leaf("web"), ca.roots(), TlsConfigs::default());
+        configs.client(&leaf, &roots, &instance("db", "dc1")).unwrap();
+        configs.server(&leaf, &roots).unwrap();
+        configs.retain(|_| true);
+        assert!(Arc::strong_count(&leaf) > 1);
+        configs.retain(|name| name.as_str() != "web");
+        assert_eq!(Arc::strong_count(&leaf), 1);
+    }
+
+    #[test]
+    fn a_bundle_without_a_usable_root_is_refused() {
+        let ca = Ca::new("td.consul");
+        let leaf = ca.issue(&LeafSpec::service("web", "td.consul"));
+        let roots = Arc::new(Roots {
+            trust_domain: "td.consul".parse().unwrap(),
+            certs: vec![rustls::pki_types::CertificateDer::from(vec![0x30, 0])],
+        });
+        let configs = TlsConfigs::default();
+        assert_eq!(configs.server(&leaf, &roots).err(), Some(ConfigError::NoUsableRoot));
+        let client = configs.client(&leaf, &roots, &instance("db", "dc1"));
+        assert_eq!(client.err(), Some(ConfigError::NoUsableRoot));
+    }
+}

@@ -1,0 +1,194 @@
+//! The verifiers: chain to the trust bundle, validity, and exactly one SPIFFE ID.
+//!
+//! Names of hosts mean nothing here, as in Consul Connect: no SNI is sent and no DNS name is looked at.
+
+use std::sync::Arc;
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyUsage};
+
+use super::{PeerError, provider};
+use crate::identity::{Roots, SpiffeId};
+
+/// Returns the one SPIFFE ID that `certificate` holds, whoever signed it.
+pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
+    let parsed =
+        EndEntityCert::try_from(certificate).map_err(|e| PeerError::BadCertificate(e.to_string()))?;
+    only_spiffe_id(&parsed)
+}
+
+/// Returns the SPIFFE ID of the authenticated peer of `connection`; call it after the handshake.
+pub fn peer_id(connection: &rustls::CommonState) -> Result<SpiffeId, PeerError> {
+    match connection.peer_certificates() {
+        Some([leaf, ..]) => spiffe_id(leaf),
+        _ => Err(PeerError::NoClientCertificate),
+    }
+}
+
+fn only_spiffe_id(certificate: &EndEntityCert<'_>) -> Result<SpiffeId, PeerError> {
+    let mut uris = certificate.valid_uri_names();
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => uri.parse().map_err(|e| PeerError::BadSan(format!("{e}"))),
+        (None, _) => Err(PeerError::BadSan("it has no URI".to_owned())),
+        (Some(_), Some(_)) => Err(PeerError::BadSan("it has several URIs".to_owned())),
+    }
+}
+
+/// The trust bundle, parsed: what both verifiers check chains against.
+#[derive(Debug)]
+pub(super) struct TrustBundle {
+    roots: Arc<Roots>,
+    anchors: Vec<TrustAnchor<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl TrustBundle {
+    /// Roots that are no certificates are left out, and logged. `None` if that leaves nothing.
+    pub(super) fn new(roots: Arc<Roots>) -> Option<Self> {
+        let mut anchors = Vec::with_capacity(roots.certs.len());
+        for root in &roots.certs {
+            match webpki::anchor_from_trusted_cert(root) {
+                Ok(anchor) => anchors.push(anchor.to_owned()),
+                Err(error) => tracing::warn!(%error, "a root of the trust bundle is no certificate"),
+            }
+        }
+        let algorithms = provider().signature_verification_algorithms;
+        (!anchors.is_empty()).then_some(Self { roots, anchors, algorithms })
+    }
+
+    pub(super) fn roots(&self) -> &Arc<Roots> {
+        &self.roots
+    }
+
+    /// Returns the SPIFFE ID of a peer whose chain and validity at `now` are good and who is of this trust domain.
+    fn authenticate(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: impl ExtendedKeyUsageValidator,
+    ) -> Result<SpiffeId, PeerError> {
+        let parsed = EndEntityCert::try_from(leaf).map_err(|e| PeerError::BadCertificate(e.to_string()))?;
+        parsed
+            .verify_for_usage(self.algorithms.all, &self.anchors, intermediates, now, usage, None, None)
+            .map_err(|error| self.chain_error(&parsed, &error))?;
+        let id = only_spiffe_id(&parsed)?;
+        if id.trust_domain != self.roots.trust_domain {
+            return Err(self.wrong_trust_domain(&id));
+        }
+        Ok(id)
+    }
+
+    fn wrong_trust_domain(&self, found: &SpiffeId) -> PeerError {
+        PeerError::WrongTrustDomain {
+            expected: self.roots.trust_domain.to_string(),
+            found: found.trust_domain.to_string(),
+        }
+    }
+
+    /// What the certificate says of itself is not believed here, but it tells the operator whose it may be.
+    fn chain_error(&self, leaf: &EndEntityCert<'_>, error: &webpki::Error) -> PeerError {
+        use webpki::Error::{
+            CaUsedAsEndEntity, CertExpired, CertNotValidYet, InvalidSignatureForPublicKey, UnknownIssuer,
+        };
+        let claimed = only_spiffe_id(leaf);
+        let claims = || claimed.as_ref().map_or_else(|_| "nobody".to_owned(), SpiffeId::to_string);
+        match error {
+            CertExpired { .. } => PeerError::Expired,
+            CertNotValidYet { .. } => PeerError::NotYetValid,
+            UnknownIssuer | CaUsedAsEndEntity | InvalidSignatureForPublicKey => match &claimed {
+                _ if leaf.issuer() == leaf.subject() => PeerError::SelfSigned { claims: claims() },
+                Ok(id) if id.trust_domain != self.roots.trust_domain => self.wrong_trust_domain(id),
+                _ => PeerError::UntrustedChain { claims: claims() },
+            },
+            other => PeerError::BadCertificate(other.to_string()),
+        }
+    }
+}
+
+/// Believes a server only if it is exactly `expected`.
+#[derive(Debug)]
+pub(super) struct ServerIs {
+    pub(super) bundle: Arc<TrustBundle>,
+    pub(super) expected: SpiffeId,
+}
+
+/// Believes a client of this trust domain; what it may do is decided later.
+#[derive(Debug)]
+pub(super) struct ClientOfMesh {
+    pub(super) bundle: Arc<TrustBundle>,
+}
+
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, cert, dss, &self.bundle.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &self.bundle.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.bundle.algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ServerCertVerifier for ServerIs {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let found = self.bundle.authenticate(end_entity, intermediates, now, KeyUsage::server_auth())?;
+        if found != self.expected {
+            let (expected, found) = (self.expected.to_string(), found.to_string());
+            return Err(PeerError::WrongService { expected, found }.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    signatures!();
+}
+
+impl ClientCertVerifier for ClientOfMesh {
+    /// No hints: every client of a mesh has one certificate, and Consul's sends none either.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.bundle.authenticate(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    signatures!();
+}
+
+#[cfg(test)]
+mod tests;

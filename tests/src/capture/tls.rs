@@ -1,0 +1,136 @@
+//! What an observer can see of a TLS 1.3 conversation.
+
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
+const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
+const CLIENT_HELLO: u8 = 1;
+const SERVER_HELLO: u8 = 2;
+const SUPPORTED_VERSIONS: u16 = 43;
+const TLS13: [u8; 2] = [3, 4];
+
+/// Checks both directions of a conversation: hellos that negotiate TLS 1.3, then only encrypted records. (The client's
+/// certificate is encrypted in TLS 1.3; that there was one is shown by the flow record, which names the peer, and by the
+/// refusal of a client without.)
+///
+/// # Errors
+/// Words, for the first thing that is otherwise.
+pub fn check_tls13(to_server: &[u8], to_client: &[u8]) -> Result<(), String> {
+    check_direction(to_server, CLIENT_HELLO)?;
+    check_direction(to_client, SERVER_HELLO)
+}
+
+fn check_direction(bytes: &[u8], hello: u8) -> Result<(), String> {
+    let mut records = Records(bytes);
+    let (kind, first) = records.next().ok_or("it ended before the first record")?;
+    if kind != HANDSHAKE || first.first() != Some(&hello) {
+        return Err(format!("it begins with a record of type {kind} instead of hello {hello}"));
+    }
+    let offered = supported_versions(first, hello).ok_or("the hello has no supported_versions")?;
+    if !offered.chunks(2).any(|version| version == TLS13) {
+        return Err(format!("the hello's versions are {offered:02x?}"));
+    }
+    let mut retried = false;
+    for (kind, body) in records {
+        match kind {
+            APPLICATION_DATA | CHANGE_CIPHER_SPEC => {}
+            // A second hello, after the server asked for another key share.
+            HANDSHAKE if !retried && body.first() == Some(&hello) => retried = true,
+            ALERT => return Err(format!("an alert in clear: {body:02x?}")),
+            other => return Err(format!("a record of type {other} in clear")),
+        }
+    }
+    Ok(())
+}
+
+/// The versions in a hello: the list that a client offers, or the one that a server chose.
+fn supported_versions(message: &[u8], hello: u8) -> Option<&[u8]> {
+    let skip =
+        |bytes: &'_ [u8], length: usize| -> Option<usize> { (bytes.len() >= length).then_some(length) };
+    // Type (1), length (3), legacy version (2), random (32).
+    let mut rest = message.get(skip(message, 38)?..)?;
+    rest = after_vec8(rest)?;
+    if hello == CLIENT_HELLO {
+        rest = rest.get(2 + usize::from(u16::from_be_bytes(rest.get(..2)?.try_into().ok()?))..)?;
+        rest = after_vec8(rest)?;
+    } else {
+        rest = rest.get(3..)?;
+    }
+    rest = rest.get(2..)?;
+    while rest.len() >= 4 {
+        let kind = u16::from_be_bytes(rest[..2].try_into().ok()?);
+        let length = usize::from(u16::from_be_bytes(rest[2..4].try_into().ok()?));
+        let body = rest.get(4..4 + length)?;
+        if kind == SUPPORTED_VERSIONS {
+            return if hello == CLIENT_HELLO { body.get(1..) } else { Some(body) };
+        }
+        rest = &rest[4 + length..];
+    }
+    None
+}
+
+fn after_vec8(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.get(1 + usize::from(*bytes.first()?)..)
+}
+
+/// The records of a stream; one that was not seen to its end is left out.
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = (u8, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(u16::from_be_bytes(self.0.get(3..5)?.try_into().ok()?));
+        let item = (self.0[0], self.0.get(5..5 + length)?);
+        self.0 = &self.0[5 + length..];
+        Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hello with nothing in it but the extension.
+    fn hello(kind: u8, versions: &[u8]) -> Vec<u8> {
+        let mut body = vec![0; 38];
+        body[0] = kind;
+        body.push(0);
+        if kind == CLIENT_HELLO {
+            body.extend([0, 2, 0x13, 1, 1, 0]);
+        } else {
+            body.extend([0x13, 1, 0]);
+        }
+        let listed: Vec<u8> = if kind == CLIENT_HELLO {
+            std::iter::once(versions.len() as u8).chain(versions.iter().copied()).collect()
+        } else {
+            versions.to_vec()
+        };
+        body.extend([0, 4 + listed.len() as u8, 0, 43, 0, listed.len() as u8]);
+        body.extend(listed);
+        record(HANDSHAKE, &body)
+    }
+
+    fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+        [&[kind, 3, 3, 0, body.len() as u8], body].concat()
+    }
+
+    fn with(mut hello: Vec<u8>, more: &[u8]) -> Vec<u8> {
+        hello.extend(more);
+        hello
+    }
+
+    #[test]
+    fn tls13_is_told_from_what_is_not() {
+        let client = hello(CLIENT_HELLO, &[3, 4, 3, 3]);
+        let server = hello(SERVER_HELLO, &[3, 4]);
+        let data = record(APPLICATION_DATA, b"xxxx");
+        assert_eq!(check_tls13(&with(client.clone(), &data), &with(server.clone(), &data)), Ok(()));
+        assert!(check_tls13(&client, &hello(SERVER_HELLO, &[3, 3])).is_err(), "1.2 was chosen");
+        assert!(check_tls13(&hello(CLIENT_HELLO, &[3, 3]), &server).is_err(), "1.3 was not offered");
+        let in_clear = record(HANDSHAKE, &[11, 0, 0, 0]);
+        assert!(check_tls13(&with(client.clone(), &in_clear), &server).is_err(), "a certificate in clear");
+        assert!(check_tls13(b"GET / HTTP/1.1\r\n\r\n", &server).is_err());
+        assert!(check_tls13(b"", b"").is_err());
+    }
+}

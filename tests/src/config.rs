@@ -1,0 +1,90 @@
+//! `meshnode.toml` for a test's daemon, as the tests need it: what they do not say is left to the daemon's defaults.
+
+use std::{fmt, net::IpAddr};
+
+/// Where the daemons of a test keep their files, inside their hosts. All of it is the documented default.
+pub const CONFIG: &str = "/etc/meshnode/meshnode.toml";
+pub const TOKEN_FILE: &str = "/etc/meshnode/token";
+pub const CA_FILE: &str = "/etc/meshnode/ca.pem";
+pub const STATE_DIR: &str = "/var/lib/meshnode";
+/// The port at which an embedded server serves other hosts.
+pub const API_PORT: u16 = 8501;
+pub const TOKEN: &str = "the-token-of-these-tests-0123456789";
+
+/// One daemon's configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: String,
+    pub advertise: IpAddr,
+    pub control_plane: ControlPlane,
+    pub services: Vec<Service>,
+    /// Further top-level lines, before any section.
+    pub top: String,
+    /// Further sections.
+    pub sections: String,
+}
+
+#[derive(Clone, Debug)]
+pub enum ControlPlane {
+    /// Served here, and to the other hosts; with further lines for `[control_plane.embedded]`.
+    Embedded { lines: String },
+    /// Served by the host with this address.
+    Remote { server: IpAddr },
+}
+
+/// A `[[service]]`: its cgroup is `/NAME`.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: String,
+    pub port: Option<u16>,
+    /// Further lines of the section.
+    pub lines: String,
+}
+
+impl Service {
+    /// A workload that only connects.
+    pub fn client(name: &str) -> Self {
+        Self { name: name.to_owned(), port: None, lines: String::new() }
+    }
+
+    /// One that listens at `port`, which is guarded.
+    pub fn server(name: &str, port: u16) -> Self {
+        Self { port: Some(port), ..Self::client(name) }
+    }
+
+    pub fn with(mut self, line: &str) -> Self {
+        self.lines.push_str(line);
+        self.lines.push('\n');
+        self
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, advertise, control_plane, services, top, sections } = self;
+        writeln!(f, "node = \"{node}\"\nlog = \"info,mesh_userspace=debug\"\n{top}")?;
+        writeln!(f, "[address]\nadvertise = \"{advertise}\"\n")?;
+        match control_plane {
+            ControlPlane::Embedded { lines } => writeln!(
+                f,
+                "[control_plane]\nkind = \"embedded\"\n\n[control_plane.embedded]\n{lines}\n\
+                 [control_plane.embedded.expose]\nlisten = \"{}\"\ntoken_file = \"{TOKEN_FILE}\"\n",
+                std::net::SocketAddr::new(*advertise, API_PORT)
+            )?,
+            ControlPlane::Remote { server } => writeln!(
+                f,
+                "[control_plane]\nkind = \"remote\"\naddress = \"https://{}\"\nca_file = \"{CA_FILE}\"\n\
+                 token_file = \"{TOKEN_FILE}\"\n",
+                std::net::SocketAddr::new(*server, API_PORT)
+            )?,
+        }
+        for Service { name, port, lines } in services {
+            writeln!(f, "[[service]]\nname = \"{name}\"\ncgroup = \"/{name}\"")?;
+            if let Some(port) = port {
+                writeln!(f, "port = {port}")?;
+            }
+            writeln!(f, "{lines}")?;
+        }
+        f.write_str(sections)
+    }
+}

@@ -1,0 +1,39 @@
+//! nginx, serving files of a directory.
+
+use std::fs;
+
+use super::listens;
+use crate::{host::Host, process::Process};
+
+/// A running server.
+#[derive(Debug)]
+pub struct Nginx {
+    pub server: Process,
+    pub port: u16,
+}
+
+impl Nginx {
+    /// Starts a server of `files` (name, content) at `port`.
+    #[track_caller]
+    pub fn start(host: &Host, cgroup: &str, port: u16, files: &[(&str, &str)]) -> Self {
+        let dir = host.space().scratch().join(format!("nginx-{port}"));
+        fs::create_dir_all(dir.join("www")).expect("an own directory");
+        for (name, content) in files {
+            fs::write(dir.join("www").join(name), content).expect("an own directory");
+        }
+        let text = format!(
+            "daemon off;\nuser root;\nworker_processes 1;\npid {dir}/pid;\nerror_log stderr;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{\n  access_log off;\n  client_body_temp_path {dir}/body;\n  proxy_temp_path {dir}/proxy;\n\
+             fastcgi_temp_path {dir}/fastcgi;\n  uwsgi_temp_path {dir}/uwsgi;\n  scgi_temp_path {dir}/scgi;\n\
+             server {{ listen {port}; listen [::]:{port}; root {dir}/www; }}\n}}\n",
+            dir = dir.display(),
+        );
+        let config = dir.join("nginx.conf");
+        fs::write(&config, text).expect("an own directory");
+        let mut server =
+            host.spawn(cgroup, &["nginx", "-e", "stderr", "-c", config.to_str().expect("UTF-8")]);
+        server.wait_ready(|| listens(host, port));
+        Self { server, port }
+    }
+}

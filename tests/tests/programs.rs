@@ -1,0 +1,100 @@
+//! Programs that people run, unmodified, from host A to host B; every byte on the wire is searched for plaintext.
+
+use mesh_tests::{
+    fixture::{Mesh, Scene},
+    host::Family,
+    program::{iperf::Iperf, nginx::Nginx, redis::Redis, sshd::Sshd},
+    require_root,
+};
+
+const SECRET: &str = "a secret that must not be on the wire";
+
+/// Runs `words` in `web`, which is allowed, with every byte captured; then in `other`, which is not, and asserts that
+/// it fails. Returns what the allowed one printed.
+#[track_caller]
+fn allowed_and_denied(mesh: &Mesh, service: &str, port: u16, needles: &[&str], words: &[&str]) -> String {
+    mesh.allow("web", service, port);
+    let capture = mesh.net.capture(&mesh.b.host);
+    let said = mesh.a.host.run("web", words);
+    assert!(said.status.success(), "{said}\n{}", mesh.logs());
+    let denied = mesh.a.host.run("other", words);
+    assert!(!denied.status.success(), "{denied}");
+    let trace = capture.stop();
+    let mesh_port = mesh.mesh_port(service);
+    trace.assert_secret(mesh_port, needles);
+    trace.assert_tls13(mesh_port);
+    assert_eq!(trace.bytes_at(port), 0, "something went to port {port} itself");
+    said.stdout
+}
+
+#[test]
+fn redis_cli_and_benchmark_reach_redis_server() {
+    require_root!();
+    for family in [Family::V4, Family::V6] {
+        let mesh = Scene::new(&[("cache", 6379)]).family(family).start();
+        let _redis = Redis::start(&mesh.b.host, "cache", 6379);
+        let address = mesh.b_address();
+        let words = ["redis-cli", "-h", &address, "-e", "set", "key", SECRET];
+        let said = allowed_and_denied(&mesh, "cache", 6379, &[SECRET, "$3\r\nkey"], &words);
+        assert_eq!(said, "OK\n");
+        let back = mesh.a.host.run("web", &["redis-cli", "-h", &address, "get", "key"]).ok();
+        assert_eq!(back.trim(), SECRET);
+        let words =
+            ["redis-benchmark", "-h", &address, "-q", "-n", "2000", "-c", "50", "-P", "4", "-t", "set,get"];
+        let said = mesh.a.host.run("web", &words).ok();
+        assert!(said.contains("SET") && said.contains("GET"), "{said}");
+    }
+}
+
+#[test]
+fn curl_reaches_nginx() {
+    require_root!();
+    for family in [Family::V4, Family::V6] {
+        let mesh = Scene::new(&[("site", 80)]).family(family).start();
+        let big = "0123456789abcdef".repeat(64 * 1024);
+        let _nginx = Nginx::start(&mesh.b.host, "site", 80, &[("secret.txt", SECRET), ("big", &big)]);
+        let base = format!("http://{}", mesh.at(80));
+        let url = format!("{base}/secret.txt");
+        let words = ["curl", "-sS", "--fail", "--max-time", "20", &url];
+        let said = allowed_and_denied(&mesh, "site", 80, &[SECRET, "HTTP/1.1", "User-Agent"], &words);
+        assert_eq!(said, SECRET);
+        let whole = mesh.a.host.run("web", &["curl", "-sS", "--fail", &format!("{base}/big")]).ok();
+        assert!(whole == big, "a body of {} bytes came as {}", big.len(), whole.len());
+    }
+}
+
+#[test]
+fn ssh_reaches_sshd_which_speaks_first() {
+    require_root!();
+    for family in [Family::V4, Family::V6] {
+        let mesh = Scene::new(&[("shell", 2222)]).family(family).start();
+        let sshd = Sshd::start(&mesh.b.host, "shell", 2222);
+        let words = sshd.ssh(&mesh.b_address(), "uname -n; cat /proc/self/cgroup | grep ^0");
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let said = allowed_and_denied(&mesh, "shell", 2222, &["SSH-2.0-OpenSSH", "ssh-ed25519"], &words);
+        assert_eq!(said, "b\n0::/shell\n");
+    }
+}
+
+#[test]
+fn iperf3_moves_data_both_ways_at_once() {
+    require_root!();
+    for family in [Family::V4, Family::V6] {
+        let mesh = Scene::new(&[("perf", 5201)]).family(family).start();
+        let _iperf = Iperf::start(&mesh.b.host, "perf", 5201);
+        let address = mesh.b_address();
+        for direction in ["--bytes=16M", "--reverse"] {
+            // Four streams and the control connection.
+            let words = ["iperf3", "-c", &address, "-n", "16M", "-P", "4", direction, "-J"];
+            if direction == "--reverse" {
+                mesh.a.host.run("web", &words).ok();
+            } else {
+                let needles = ["\"tcp\":true", "\"parallel\""];
+                let said = allowed_and_denied(&mesh, "perf", 5201, &needles, &words);
+                let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+                let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
+                assert!(received >= 15 << 20, "only {received} bytes arrived");
+            }
+        }
+    }
+}

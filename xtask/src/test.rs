@@ -1,0 +1,117 @@
+//! `test`: runs suites, sums their results, and ends with one line of them.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::{
+    artifacts, build_ebpf, process,
+    setup::{self, Purpose},
+    tally::{Expected, Tally},
+    vm, workspace,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The suite (all of them by default)
+    #[arg(value_enum)]
+    pub suite: Option<Suite>,
+    /// Arguments of the test runner: a filter, --nocapture, …
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// The crates' own tests, which need no root
+    Unit,
+    /// Hosts made of namespaces, real programs, the real daemon
+    Integration,
+    /// The datapath tests on other kernels
+    Vm,
+}
+
+/// Runs the suites asked for and returns whether all is well.
+pub fn run(args: &Args) -> Result<bool> {
+    let suites = match args.suite {
+        Some(suite) => vec![suite],
+        None => vec![Suite::Unit, Suite::Integration, Suite::Vm],
+    };
+    prepare(&suites)?;
+    let mut tally = Tally::default();
+    for suite in suites {
+        match suite {
+            Suite::Unit => cargo_test("unit", &["--workspace", "--exclude", "mesh-tests"], args, &mut tally)?,
+            Suite::Integration => {
+                artifacts::meshnode()?;
+                cargo_test("integration", &["--package", "mesh-tests"], args, &mut tally)?;
+            }
+            Suite::Vm => {
+                artifacts::meshnode()?;
+                vm::run(&vm::Args::default(), &mut tally)?;
+            }
+        }
+    }
+    Ok(tally.finish(&Expected::read(workspace::root()), is_ci()))
+}
+
+/// `vm-test`: the suite `vm` alone, with its own choices.
+pub fn on_kernels(args: &vm::Args) -> Result<bool> {
+    let mut tally = Tally::default();
+    if args.exec.is_some() {
+        setup::run(Purpose::Vm)?;
+        vm::run(args, &mut tally)?;
+        return Ok(!tally.has_failed());
+    }
+    prepare(&[Suite::Vm])?;
+    artifacts::meshnode()?;
+    vm::run(args, &mut tally)?;
+    Ok(tally.finish(&Expected::read(workspace::root()), is_ci()))
+}
+
+fn prepare(suites: &[Suite]) -> Result<()> {
+    setup::run(Purpose::Build)?;
+    if suites.contains(&Suite::Integration) || suites.contains(&Suite::Vm) {
+        setup::run(Purpose::Test)?;
+    }
+    if suites.contains(&Suite::Vm) {
+        setup::run(Purpose::Vm)?;
+    }
+    build_ebpf::run(&build_ebpf::Args::default())
+}
+
+fn cargo_test(run: &str, selection: &[&str], args: &Args, tally: &mut Tally) -> Result<()> {
+    let mut cargo = process::command(workspace::cargo());
+    cargo.args(["test", "--no-fail-fast"]).args(selection).arg("--").args(&args.arguments);
+    if run == "integration" {
+        artifacts::as_root(&mut cargo);
+    }
+    tally.begin(run);
+    let succeeded = each_line(&mut cargo, |line| tally.line(line))?;
+    tally.end(succeeded);
+    Ok(())
+}
+
+/// Runs `command`, hands over each line of its output and its error output, and returns whether it succeeded.
+fn each_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+    let (output, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command.stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", process::shown(command)))?;
+    // The command holds our copies of the pipe's writing end, without which the loop below would not end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut output = BufReader::new(output);
+    let mut bytes = Vec::new();
+    while output.read_until(b'\n', &mut bytes)? > 0 {
+        line(String::from_utf8_lossy(&bytes).trim_end());
+        bytes.clear();
+    }
+    Ok(child.wait()?.success())
+}
+
+fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
