@@ -39,7 +39,8 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         ("listen.guard_port", listen.guard_port != new.listen.guard_port),
     ]
     .into_iter()
-    .filter_map(|(key, differs)| differs.then(|| key.to_owned()))
+    .filter(|(_, differs)| *differs)
+    .map(|(key, _)| key.to_owned())
     .collect();
     changed.extend(
         control_plane_changes(control_plane, &new.control_plane)
@@ -60,7 +61,7 @@ fn control_plane_changes(old: &ControlPlane, new: &ControlPlane) -> Vec<&'static
         ],
         _ => vec![("kind", true)],
     };
-    keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
 fn embedded_changes(old: &Embedded, new: &Embedded) -> Vec<(&'static str, bool)> {

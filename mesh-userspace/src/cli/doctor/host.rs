@@ -57,7 +57,7 @@ fn cgroup2(mountinfo: &str, root: &Path) -> Finding {
             "boot with systemd.unified_cgroup_hierarchy=1, or `mount -t cgroup2 none /sys/fs/cgroup/unified`",
         );
     };
-    let governed = mount.join(root.strip_prefix("/").unwrap_or(root));
+    let governed: PathBuf = mount.join(root.strip_prefix("/").unwrap_or(root)).components().collect();
     if !governed.is_dir() {
         let detail = format!("cgroup_root {} is not there", governed.display());
         return Finding::fail(CHECK, detail, "make the cgroup, or correct cgroup_root");
