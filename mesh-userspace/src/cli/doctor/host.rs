@@ -118,14 +118,14 @@ fn open_files() -> Finding {
 
 fn advertise(config: &Config) -> Finding {
     const CHECK: &str = "address";
-    let Some(ip) = config.advertise() else {
+    let Some(ip) = config.advertised().first().copied() else {
         return Finding::fail(CHECK, "this host has none that others reach", "set address.advertise");
     };
     // A port is not needed to see whether the address is this host's.
     match TcpListener::bind((ip, 0)) {
         Ok(_) => Finding::ok(
             CHECK,
-            format!("{ip}{}", if config.address.advertise.is_some() { "" } else { " (discovered)" }),
+            format!("{ip}{}", if !config.address.advertise.is_empty() { "" } else { " (discovered)" }),
         ),
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Finding::warn(
             CHECK,
