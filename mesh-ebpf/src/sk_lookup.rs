@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use mesh_common::{
-    addr::Endpoint,
+    addr::{Addr, Endpoint},
     counter::Counter,
     event,
     map::{LISTENER_GUARD4, LISTENER_GUARD6, ListenerKey},
@@ -15,14 +15,11 @@ use mesh_common::{
 use crate::{context, maps, report};
 
 const IPPROTO_TCP: u32 = 6;
-/// The loopback device is the first in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK_IFINDEX: u32 = 1;
 
 #[inline(always)]
 pub fn guard(ctx: &SkLookupContext) -> u32 {
     // SAFETY: the kernel passes a valid context.
-    let (protocol, ingress, family) =
-        unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).ingress_ifindex, (*ctx.lookup).family) };
+    let (protocol, family) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).family) };
     if protocol != IPPROTO_TCP {
         return SK_PASS;
     }
@@ -31,10 +28,11 @@ pub fn guard(ctx: &SkLookupContext) -> u32 {
     let Some(protected) = (unsafe { maps::PROTECTED.get(ProtectedKey::new(local.port)) }) else {
         return SK_PASS;
     };
-    // What comes over loopback passed `connect()` here, which decided it, provided that it knew the address.
-    // SAFETY: as above.
-    let known = local.addr.is_loopback() || unsafe { maps::HOST_ADDRS.get(local.addr) }.is_some();
-    if ingress == LOOPBACK_IFINDEX && known {
+    // What comes from an address of this host passed `connect()` here, which decided it, provided that it knew the
+    // destination as the host's. The interface cannot tell: for a packet to an own address it is the one that has the
+    // address (`ip_route_output_key_hash_rcu` sets `rt_iif`), as for one from outside. From outside nobody completes a
+    // handshake with such a source: IPv4 drops it as a martian, and the answer goes to this host.
+    if is_own(local.addr) && is_own(remote.addr) {
         return SK_PASS;
     }
     let service = protected.service;
@@ -53,6 +51,12 @@ pub fn guard(ctx: &SkLookupContext) -> u32 {
         return SK_DROP;
     }
     SK_PASS
+}
+
+#[inline(always)]
+fn is_own(addr: Addr) -> bool {
+    // SAFETY: as in `guard`.
+    addr.is_loopback() || unsafe { maps::HOST_ADDRS.get(addr) }.is_some()
 }
 
 #[inline(always)]

@@ -25,19 +25,30 @@ pub struct Instance {
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     by_address: HashMap<SocketAddr, Arc<Instance>>,
+    /// This host's own, by service and port: programs dial them by any address of the host, loopback included.
+    own: HashMap<(ServiceName, u16), Arc<Instance>>,
 }
 
 impl Catalog {
     /// Where two instances claim one address, the first in the order of (service, node, id) keeps it, so that all
-    /// hosts agree.
-    pub fn new(instances: impl IntoIterator<Item = Instance>) -> Self {
+    /// hosts agree. `own_node` is this host's name in the catalog.
+    pub fn new(instances: impl IntoIterator<Item = Instance>, own_node: &str) -> Self {
         let mut all: Vec<_> = instances.into_iter().collect();
         all.sort_by(|a, b| (&a.service, &a.node, &a.id).cmp(&(&b.service, &b.node, &b.id)));
-        let mut by_address = HashMap::with_capacity(all.len());
-        for instance in all {
-            by_address.entry(instance.address).or_insert_with(|| Arc::new(instance));
+        let mut new = Self { by_address: HashMap::with_capacity(all.len()), own: HashMap::new() };
+        for instance in all.into_iter().map(Arc::new) {
+            if instance.node == own_node {
+                let key = (instance.service.clone(), instance.address.port());
+                new.own.entry(key).or_insert_with(|| instance.clone());
+            }
+            new.by_address.entry(instance.address).or_insert(instance);
         }
-        Self { by_address }
+        new
+    }
+
+    /// Returns this host's own instance of `service` whose program listens on `port`.
+    pub fn own_instance(&self, service: &ServiceName, port: u16) -> Option<&Arc<Instance>> {
+        self.own.get(&(service.clone(), port))
     }
 
     /// Returns the instance that a program dialling `address` means.

@@ -181,7 +181,9 @@ fn fill_from_cache(shared: &Shared, local: &[LocalService]) -> Cached {
         .into_iter()
         .map(|(name, (leaf, stored))| ((name.clone(), Arc::new(leaf)), (name, stored)))
         .unzip();
-    let catalog = instances.as_ref().map(|(list, _)| Arc::new(Catalog::new(list.iter().cloned())));
+    let catalog = instances
+        .as_ref()
+        .map(|(list, _)| Arc::new(Catalog::new(list.iter().cloned(), &shared.settings.node)));
     let intentions = policy.as_ref().map(|(policy, _)| Arc::new(policy.compile()));
     let saved = [roots.map(|r| r.1), instances.as_ref().map(|i| i.1), policy.map(|p| p.1)];
     if let Some(saved) = saved.into_iter().flatten().max() {

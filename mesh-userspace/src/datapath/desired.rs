@@ -178,10 +178,10 @@ mod tests {
             action,
         };
         Mesh {
-            catalog: Some(Arc::new(Catalog::new([
-                instance("db", "b", "10.0.0.2:5432"),
-                instance("web", "a", "10.0.0.1:80"),
-            ]))),
+            catalog: Some(Arc::new(Catalog::new(
+                [instance("db", "b", "10.0.0.2:5432"), instance("web", "a", "10.0.0.1:80")],
+                "a",
+            ))),
             intentions: Some(Arc::new(Intentions::new([intention], Action::Deny))),
             ..Mesh::default()
         }

@@ -224,7 +224,9 @@ impl Engine {
                 mesh_only: c.flags & mesh_common::policy::WORKLOAD_MESH_ONLY != 0,
             })
             .collect();
-        all.sort_by(|a, b| (&a.service, &a.cgroup).cmp(&(&b.service, &b.cgroup)));
+        // The ones with programs first.
+        let key = |w: &WorkloadCgroup| (w.service.clone(), w.processes == 0, w.cgroup.clone());
+        all.sort_by_key(key);
         all
     }
 

@@ -34,8 +34,10 @@ pub(super) fn route(
     let Origin { source, destination, .. } = origin;
     authorize(mesh, source, destination)?;
     let catalog = mesh.catalog.as_ref().ok_or(Reason::NotSynced)?;
-    let instance =
-        catalog.instance_at(original_dst).ok_or_else(|| Reason::NoInstance(destination.clone()))?;
+    let instance = catalog
+        .instance_at(original_dst)
+        .or_else(|| catalog.own_instance(destination, original_dst.port()))
+        .ok_or_else(|| Reason::NoInstance(destination.clone()))?;
     if instance.service != *destination {
         let (expected, found) = (destination.clone(), instance.service.clone());
         return Err(Reason::OtherService { expected, found });
@@ -105,7 +107,7 @@ mod tests {
         Mesh {
             roots: Some(ca.roots()),
             leafs: [(leaf.id.service.clone(), leaf)].into(),
-            catalog: Some(Arc::new(Catalog::new([instance]))),
+            catalog: Some(Arc::new(Catalog::new([instance], ""))),
             intentions: Some(Arc::new(Intentions::new([allow], Action::Deny))),
             stale_since: None,
         }

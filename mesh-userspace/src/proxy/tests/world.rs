@@ -136,7 +136,7 @@ impl World {
             address: DB.parse().unwrap(),
             mesh,
         };
-        self.edit_a(|mesh| mesh.catalog = Some(Arc::new(Catalog::new([instance.clone()]))));
+        self.edit_a(|mesh| mesh.catalog = Some(Arc::new(Catalog::new([instance.clone()], ""))));
     }
 
     pub(super) fn edit_a(&self, edit: impl Fn(&mut Mesh)) {
