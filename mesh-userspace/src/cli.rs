@@ -23,7 +23,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use failure::{Failure, exit};
 
-use crate::{config::Config, telemetry};
+use crate::{config::Config, daemon};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -96,6 +96,8 @@ pub enum Command {
     Reload,
     /// Make the daemon take no new flows, and end when the live ones have ended
     Drain,
+    /// Remove what outlives the daemon in the kernel: nothing is captured, denied or protected any more
+    Detach,
     /// Check a configuration file
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -146,20 +148,28 @@ where
         Command::Doctor(args) => block_on(doctor::run(&global, &args)),
         Command::Reload => block_on(status::reload(&global)),
         Command::Drain => block_on(status::drain(&global)),
+        Command::Detach => detach(&global),
         Command::Config(command) => config_check::run(&global, &command),
         Command::Completions(args) => generate::completions(&mut Cli::command(), &args),
         Command::Man(args) => generate::man(Cli::command(), &args),
     }
 }
 
+fn detach(global: &Global) -> Result<u8, Failure> {
+    let config = Config::load(global.config.as_deref())?;
+    let detached = daemon::detach(&config).map_err(|error| Failure::Refused(format!("{error:#}")))?;
+    let pins = config.bpf_dir.display();
+    output::print(&if detached {
+        format!("removed {pins}: this host is no longer in the mesh\n")
+    } else {
+        format!("nothing is pinned in {pins}\n")
+    })?;
+    Ok(exit::OK)
+}
+
 fn block_on<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("invariant: a process may have an epoll instance").block_on(future)
-}
-
-/// Sends the daemon's logs where its configuration says.
-pub fn init_logs(config: &Config) -> Result<telemetry::Telemetry, Failure> {
-    telemetry::init(&config.log, config.log_format).map_err(|error| Failure::Refused(error.to_string()))
 }
 
 #[cfg(test)]

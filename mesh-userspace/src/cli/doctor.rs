@@ -4,6 +4,8 @@ mod host;
 mod kernel;
 mod plane;
 
+use std::path::Path;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -77,7 +79,7 @@ pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8, Failure> {
             Config::default()
         }
     };
-    let daemon = daemon(global, &mut findings).await;
+    let daemon = daemon(global, &config, &mut findings).await;
     findings.extend(kernel::check());
     findings.extend(host::check(&config, daemon.as_ref()));
     findings.extend(plane::check(global, &config, daemon.is_some()).await);
@@ -92,7 +94,7 @@ pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8, Failure> {
 }
 
 /// Returns the running daemon's report.
-async fn daemon(global: &Global, findings: &mut Vec<Finding>) -> Option<StatusReport> {
+async fn daemon(global: &Global, config: &Config, findings: &mut Vec<Finding>) -> Option<StatusReport> {
     const CHECK: &str = "daemon";
     let admin = target::admin(global).ok()?;
     match admin.get::<StatusReport>("/status").await.map_err(|error| target::admin_failure(&admin, error)) {
@@ -106,7 +108,7 @@ async fn daemon(global: &Global, findings: &mut Vec<Finding>) -> Option<StatusRe
             Some(report)
         }
         Err(Failure::NoDaemon { .. }) => {
-            findings.push(Finding::ok(CHECK, "not running"));
+            findings.push(not_running(&config.bpf_dir));
             None
         }
         Err(other) => {
@@ -118,6 +120,17 @@ async fn daemon(global: &Global, findings: &mut Vec<Finding>) -> Option<StatusRe
             None
         }
     }
+}
+
+/// What a daemon left pinned goes on denying: right after a crash, and a puzzle after a removal.
+fn not_running(bpf_dir: &Path) -> Finding {
+    let pinned = std::fs::read_dir(bpf_dir).is_ok_and(|mut entries| entries.next().is_some());
+    if !pinned {
+        return Finding::ok("daemon", "not running");
+    }
+    let detail =
+        format!("not running, but its programs are pinned in {}: they deny the mesh", bpf_dir.display());
+    Finding::fail("daemon", detail, "start it; or, to leave the mesh for good, `sudo meshnode detach`")
 }
 
 fn render(findings: &[Finding], style: Style) -> String {
@@ -175,6 +188,15 @@ meshnode cannot run here as configured: 1 of 3 checks fail.
         assert_eq!(render(&findings, Style::default()), expected);
         assert!(render(&findings[..2], Style::default()).ends_with("ready; 1 of 2 checks warn.\n"));
         assert!(render(&findings[..1], Style::default()).ends_with("This host is ready.\n"));
+    }
+
+    #[test]
+    fn pins_without_a_daemon_fail_and_no_pins_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(not_running(dir.path()).verdict, Verdict::Ok);
+        assert_eq!(not_running(&dir.path().join("none")).verdict, Verdict::Ok);
+        std::fs::write(dir.path().join("connect4"), "").unwrap();
+        assert_eq!(not_running(dir.path()).verdict, Verdict::Fail);
     }
 
     #[test]

@@ -7,7 +7,10 @@ use super::{
     Failure, Global,
     api::{Api, ApiError},
 };
-use crate::config::{ApiAddress, Config, ConfigError, ControlPlane, Secret};
+use crate::{
+    config::{ApiAddress, Config, ConfigError, ControlPlane, HostPort, Secret, read_token},
+    control_plane::embedded::TOKEN_FILE,
+};
 
 /// Returns the configuration; where the default file cannot be read or is wrong, the defaults: a command that only asks
 /// must work for a user who may not read the daemon's token.
@@ -49,10 +52,12 @@ pub fn control_plane(global: &Global) -> Result<Api, Failure> {
     let mut api = configured(&config)?;
     if let Some(text) = &global.http_addr {
         let address = http_addr(text).map_err(|why| Failure::Usage(format!("--http-addr {text}: {why}")))?;
-        if address != api.address {
+        api = match listening(&config) {
+            _ if address == api.address => api,
+            Some(own) if address == own.address => own,
             // What is configured is another server's.
-            api = Api { address, ca_file: None, token: None };
-        }
+            _ => Api { address, ca_file: None, token: None },
+        };
     }
     if let Some(path) = &global.ca_file {
         api.ca_file = Some(path.clone());
@@ -64,18 +69,22 @@ pub fn control_plane(global: &Global) -> Result<Api, Failure> {
     Ok(api)
 }
 
+/// Returns the embedded server's loopback port, with its token for those who may read the server's state.
+fn listening(config: &Config) -> Option<Api> {
+    let ControlPlane::Embedded(embedded) = &config.control_plane else { return None };
+    let at = HostPort { host: embedded.listen.ip().to_string(), port: embedded.listen.port() };
+    let token = read_token(&config.state_dir.join(TOKEN_FILE)).ok();
+    Some(Api { address: ApiAddress::Http(at), ca_file: None, token })
+}
+
 /// Returns the API that the configuration names.
-pub fn configured(config: &Config) -> Result<Api, Failure> {
+fn configured(config: &Config) -> Result<Api, Failure> {
+    let socket = config.api_socket();
     Ok(match &config.control_plane {
-        ControlPlane::Embedded(embedded) => {
-            let socket = config.api_socket();
-            if socket.exists() {
-                return Ok(Api::unix(socket));
-            }
-            let address = format!("http://{}", embedded.listen).parse();
-            let address = address.expect("invariant: a socket address follows http://");
-            Api { address, ca_file: None, token: None }
-        }
+        ControlPlane::Embedded(_) => match listening(config) {
+            Some(api) if !socket.exists() => api,
+            _ => Api::unix(socket),
+        },
         ControlPlane::Remote(remote) | ControlPlane::Consul(remote) => {
             let token = remote.token.as_ref().map(|token| token.read()).transpose();
             let token =
@@ -133,5 +142,28 @@ mod tests {
         assert_eq!(same.token, Secret::new("secret"));
         let other = control_plane(&Global { http_addr: Some("127.0.0.1:2".into()), ..global }).unwrap();
         assert_eq!(other.token, None);
+    }
+
+    #[test]
+    fn the_embedded_servers_own_token_is_used_at_its_own_port_only() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(TOKEN_FILE), "0123456789abcdef\n").unwrap();
+        let config = dir.path().join("m.toml");
+        let shown = dir.path().display();
+        let text = format!(
+            "state_dir = \"{shown}\"\nrun_dir = \"{shown}\"\n[control_plane]\naddress = \"http://127.0.0.1:7\"\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let global = Global { config: Some(config), ..Global::default() };
+        let token = |http_addr: Option<&str>| {
+            let http_addr = http_addr.map(str::to_owned);
+            control_plane(&Global { http_addr, ..global.clone() }).unwrap().token
+        };
+        assert_eq!(token(None), Secret::new("0123456789abcdef"));
+        assert_eq!(token(Some("127.0.0.1:7")), Secret::new("0123456789abcdef"));
+        assert_eq!(token(Some("127.0.0.1:8")), None);
+        std::fs::write(dir.path().join("api.sock"), "").unwrap();
+        assert_eq!(token(None), None, "the unix socket needs none");
+        assert_eq!(token(Some("127.0.0.1:7")), Secret::new("0123456789abcdef"));
     }
 }

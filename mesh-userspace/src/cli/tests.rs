@@ -47,6 +47,7 @@ fn what_the_documentation_types_is_accepted() {
         "doctor --json",
         "reload",
         "drain",
+        "detach",
         "config check",
         "config check /etc/x.toml",
         "completions bash",
@@ -146,4 +147,92 @@ fn help_documents_every_exit_code() {
     for code in codes {
         assert!(help.contains(&format!("{code}  ")) || help.contains(&format!("{code}:")), "{code}\n{help}");
     }
+}
+
+/// The embedded control plane of this crate, at a unix socket.
+struct ControlPlane {
+    dir: tempfile::TempDir,
+    _server: crate::control_plane::embedded::Embedded,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl ControlPlane {
+    fn start() -> Self {
+        use crate::control_plane::embedded::{Embedded, Settings};
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            node: "host-a".into(),
+            node_address: "10.0.0.1".parse().unwrap(),
+            datacenter: "dc1".into(),
+            state_dir: dir.path().join("state"),
+            default_policy: crate::intention::Action::Deny,
+            leaf_ttl: std::time::Duration::from_secs(3600),
+            trust_domain: None,
+            listen_tcp: None,
+            unix_socket: Some(dir.path().join("api.sock")),
+            expose: None,
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let server = runtime.block_on(Embedded::start(settings)).unwrap();
+        Self { dir, _server: server, _runtime: runtime }
+    }
+
+    fn code(&self, line: &str) -> u8 {
+        code(&format!("{line} --http-addr unix://{}", self.dir.path().join("api.sock").display()))
+    }
+}
+
+#[test]
+fn intentions_are_created_checked_replaced_and_deleted() {
+    let plane = ControlPlane::start();
+    for (line, expected) in [
+        ("intention list", exit::OK),
+        ("intention check web db", exit::DENIED),
+        ("intention create web db", exit::OK),
+        ("intention check web db", exit::OK),
+        ("intention check db web", exit::DENIED),
+        ("intention create -deny web db", exit::FAILED),
+        ("intention check web db", exit::OK),
+        ("intention create -deny -replace web db", exit::OK),
+        ("intention check web db", exit::DENIED),
+        ("intention create --allow * db", exit::OK),
+        ("intention check other db", exit::OK),
+        ("intention check web db", exit::DENIED),
+        ("intention list --json", exit::OK),
+        ("intention delete web -> db", exit::OK),
+        ("intention check web db --json", exit::OK),
+        ("intention delete web db", exit::FAILED),
+        ("intention delete 00000000-0000-0000-0000-000000000000", exit::FAILED),
+        ("intention create web db --replace --json", exit::OK),
+    ] {
+        assert_eq!(plane.code(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn services_are_registered_and_listed() {
+    let plane = ControlPlane::start();
+    let file = plane.dir.path().join("s.json");
+    std::fs::write(
+        &file,
+        r#"{"services": [{"name": "db", "port": 5432, "connect": {"sidecar_service": {"port": 21000}}}]}"#,
+    )
+    .unwrap();
+    let bad = plane.dir.path().join("bad.json");
+    std::fs::write(&bad, r#"{"service": {"name": "db", "port": "many"}}"#).unwrap();
+    for (line, expected) in [
+        ("service list".to_owned(), exit::OK),
+        ("service register --name web --port 80 --tag a --tag b --address 10.0.0.9".to_owned(), exit::OK),
+        (format!("service register {}", file.display()), exit::OK),
+        (format!("service register {}", bad.display()), exit::FAILED),
+        ("service register /no/such/file".to_owned(), exit::FAILED),
+        ("service list --json".to_owned(), exit::OK),
+        ("service list --service web".to_owned(), exit::OK),
+    ] {
+        assert_eq!(plane.code(&line), expected, "{line}");
+    }
+    let api = api::Api::unix(plane.dir.path().join("api.sock"));
+    let found: serde_json::Value = block_on(api.get("/v1/health/connect/db")).unwrap();
+    assert_eq!(found[0]["Service"]["Port"], 21000, "the file's sidecar is registered too");
 }

@@ -58,6 +58,7 @@ fn each_mistake_has_its_place_its_key_what_was_found_and_what_is_accepted() {
             "service = { name = \"a\" }",
             "service: found a table; accepted: an array of tables, each written [[service]]",
         ),
+        ("[limits]\nflows = 0", "m.toml:2:9: limits.flows: found 0; accepted: an integer from 1 to 16777216"),
         ("[[service]]\n", "m.toml:1:1: service[0].name: missing; accepted: 1 to 63"),
         ("[[service]]\nname = \"-\"", "m.toml:2:8: service[0].name: found \"-\"; accepted: 1 to 63"),
         (
@@ -337,13 +338,20 @@ fn load_takes_a_missing_default_as_defaults_and_refuses_a_missing_explicit_file(
 #[test]
 fn reload_takes_services_and_names_what_needs_a_restart() {
     let old = parse("").unwrap();
-    let services = parse("log = \"debug\"\nsame_host = \"mtls\"\n[[service]]\nname = \"a\"\n").unwrap();
+    let services = parse("log = \"debug\"\ndrain_deadline = \"1s\"\n[[service]]\nname = \"a\"\n").unwrap();
     assert_eq!(old.diff_reloadable(&services), Ok(()));
     let other = parse(
-        "node = \"other\"\n[listen]\nguard_port = 5\n[control_plane]\naddress = \"http://127.0.0.1:1\"\nembedded.leaf_ttl = \"1h\"\n",
+        "node = \"other\"\nsame_host = \"mtls\"\n[limits]\nflows = 4\n[listen]\nguard_port = 5\n[control_plane]\naddress = \"http://127.0.0.1:1\"\nembedded.leaf_ttl = \"1h\"\n",
     )
     .unwrap();
-    let keys = ["node", "listen.guard_port", "control_plane.address", "control_plane.embedded.leaf_ttl"];
+    let keys = [
+        "node",
+        "same_host",
+        "limits",
+        "listen.guard_port",
+        "control_plane.address",
+        "control_plane.embedded.leaf_ttl",
+    ];
     assert_eq!(old.diff_reloadable(&other), Err(keys.map(str::to_owned).to_vec()));
     let consul = parse("[control_plane]\nkind = \"consul\"\n").unwrap();
     assert_eq!(old.diff_reloadable(&consul), Err(vec!["control_plane.kind".to_owned()]));
