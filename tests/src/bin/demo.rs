@@ -10,7 +10,7 @@ use mesh_tests::{
     janitor,
     meshnode::{Meshnode, binary},
     net::Network,
-    process::Output,
+    process::{Output, Process},
     program::postgres::Postgres,
     space::Options,
     wait,
@@ -85,8 +85,20 @@ fn tell(keep: bool) {
     say("  every conversation with that port is TLS 1.3 from the first byte to the last: checked.");
 
     title("4. What meshnode says of it, on both hosts");
+    say("While a query that takes its time is running:");
+    let mut patient = start_patient_query(a);
+    a.wait_status("the live flow", |s| !s.flows("web", "db").is_empty());
     meshnode(a, &["status"]);
     meshnode(b, &["status"]);
+
+    title("5. Changing one's mind");
+    say("The intention is deleted, and the query that is still running loses its connection at once:");
+    meshnode(a, &["intention", "delete", "web", "db"]);
+    patient.wait();
+    for line in patient.log().lines() {
+        say(&format!("  {line}"));
+    }
+    meshnode(a, &["intention", "create", "web", "db"]);
 
     if keep {
         tell_how_to_go_on(&stage);
@@ -145,6 +157,15 @@ fn mesh_port(node: &Meshnode) -> u16 {
     let status = node.status();
     let port = status.entry("services", "name", "db").and_then(|s| s["mesh_port"].as_u64());
     port.and_then(|p| u16::try_from(p).ok()).expect("db has a mesh port")
+}
+
+/// Starts a query on host A that runs for a minute.
+fn start_patient_query(a: &Meshnode) -> Process {
+    let command = exec("web", &psql("select pg_sleep(60)"));
+    say(&format!("\n  {}:# meshnode {} &", a.host.name, quoted(&command)));
+    let binary = binary();
+    let words: Vec<&str> = std::iter::once(binary.to_str().expect("UTF-8")).chain(command).collect();
+    a.host.spawn("", &words)
 }
 
 /// A command line under a service's identity.
