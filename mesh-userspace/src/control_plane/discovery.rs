@@ -194,7 +194,7 @@ impl Discovery {
         let instances = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
         if self.published.as_ref() != Some(&instances) {
             tracing::debug!(instances = instances.len(), "catalog changed");
-            let catalog = Arc::new(Catalog::new(instances.iter().cloned(), &shared.settings.node));
+            let catalog = Arc::new(Catalog::new(instances.iter().cloned(), &self.shared.settings.node));
             self.shared.state.update(|mesh| mesh.catalog = Some(Arc::clone(&catalog)));
             self.shared.cache.save(Item::Catalog, instances.clone());
             self.published = Some(instances);
