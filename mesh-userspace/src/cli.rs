@@ -12,7 +12,12 @@ mod service;
 mod status;
 mod target;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
@@ -117,7 +122,8 @@ where
         Ok(code) => ExitCode::from(code),
         Err(Failure::ClosedPipe) => ExitCode::from(exit::OK),
         Err(failure) => {
-            eprintln!("meshnode: {failure}");
+            // Nobody is left to tell, where standard error is closed.
+            let _ = writeln!(io::stderr(), "meshnode: {failure}");
             ExitCode::from(failure.exit_code())
         }
     }

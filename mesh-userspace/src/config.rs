@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+pub use crate::datapath::load::Limits;
 pub use advertise::discover as discover_advertise;
 pub use container::container_name;
 pub use error::{ConfigError, Issue};
@@ -58,6 +59,7 @@ pub struct Config {
     pub same_host: SameHost,
     pub address: AddressConfig,
     pub listen: ListenConfig,
+    pub limits: Limits,
     pub control_plane: ControlPlane,
     /// No two have one name, port or mesh port.
     pub services: Vec<ServiceConfig>,
@@ -81,8 +83,8 @@ pub enum SameHost {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressConfig {
-    /// `None`: [`discover_advertise`].
-    pub advertise: Option<IpAddr>,
+    /// The first is the main one; empty: [`discover_advertise`].
+    pub advertise: Vec<IpAddr>,
     pub mesh_ports: PortRange,
 }
 
@@ -247,9 +249,9 @@ impl Config {
         reload::check(self, new)
     }
 
-    /// Returns the address that other hosts use for this one, configured or discovered.
-    pub fn advertise(&self) -> Option<IpAddr> {
-        self.address.advertise.or_else(discover_advertise)
+    /// Returns the addresses that other hosts use for this one, configured or discovered; the first is the main one.
+    pub fn advertised(&self) -> Vec<IpAddr> {
+        if self.address.advertise.is_empty() { discover_advertise() } else { self.address.advertise.clone() }
     }
 
     pub fn admin_socket(&self) -> PathBuf {

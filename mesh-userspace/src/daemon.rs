@@ -29,16 +29,17 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     admin::{AdminBackend, AdminError, AdminServer, Answer, ExecTicket, ReloadReport, StatusReport},
-    config::{Config, ControlPlane, SameHost},
-    control_plane::{self, LocalService, Sync, SyncHandle, SyncStatus, embedded::Embedded},
+    config::{Config, SameHost},
+    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, embedded::Embedded},
     datapath::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
         events,
     },
     identity::ServiceName,
-    proxy::{Proxy, ProxyHandle},
+    proxy::{self, ProxyHandle, ProxySettings},
     state::MeshState,
+    telemetry::{self, Telemetry},
 };
 use kernel::Kernel;
 use listeners::Listeners;
@@ -46,6 +47,7 @@ use services::Services;
 
 /// Runs the daemon until SIGTERM, SIGINT or `meshnode drain`.
 pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
+    let telemetry = telemetry::init(&config.log, config.log_format)?;
     make_directories(&config)?;
     let governed = Governed::find(&config.cgroup_root.to_string_lossy())?;
     let own = place::enter_own_cgroup(&governed)?;
@@ -66,9 +68,10 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     for line in engine.degraded() {
         tracing::warn!("{line}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(async {
-        let daemon = Daemon::start(config, config_path, governed, own, engine, outlets).await?;
+        let daemon = Daemon::start(config, config_path, telemetry, governed, own, engine, outlets).await?;
         daemon.serve().await
     })
 }
@@ -90,13 +93,14 @@ fn make_directories(config: &Config) -> anyhow::Result<()> {
 pub struct Daemon {
     config: ArcSwap<Config>,
     config_path: Option<PathBuf>,
+    telemetry: Telemetry,
     governed: Governed,
     own_cgroup: String,
     advertised: Vec<IpAddr>,
     mesh: MeshState,
     kernel: Kernel,
     proxy: ProxyHandle,
-    sync: SyncHandle,
+    sync: Mutex<Option<SyncHandle>>,
     embedded: Mutex<Option<Embedded>>,
     services: Mutex<Services>,
     announce: watch::Sender<Arc<Vec<LocalService>>>,
@@ -111,6 +115,7 @@ impl Daemon {
     async fn start(
         config: Config,
         config_path: Option<PathBuf>,
+        telemetry: Telemetry,
         governed: Governed,
         own_cgroup: String,
         engine: Engine,
@@ -125,7 +130,7 @@ impl Daemon {
         let mut services = Services::default();
         let inbound = services.apply(&config)?;
         let (announce, announced) = watch::channel(Arc::new(services.announced(&config, &advertised)));
-        let settings = listeners::client_settings(&config, main_address, embedded.as_ref())?;
+        let settings = listeners::client_settings(&config, main_address)?;
         // Returns when the disk cache was read: what it holds serves from here on.
         let sync = Sync::start(settings, mesh.clone(), announced)?;
 
@@ -135,25 +140,26 @@ impl Daemon {
         tokio::spawn(follow_events(outlets.events, outlets.names.clone(), recent.clone()));
         let (listeners, sockets) = Listeners::bind(&config)?;
         listeners.hand_to_kernel(&kernel, &sockets)?;
-        let proxy = Proxy::start(
-            listeners::proxy_settings(&config),
+        let proxy = proxy::start(
+            ProxySettings::default(),
             mesh.clone(),
             Arc::new(outlets.flows),
             sockets.outbound,
             sockets.guard,
         )?;
-        listeners::serve_inbound(&proxy, &services, inbound)?;
+        proxy.set_inbound(services.inbound(inbound))?;
         tokio::spawn(drive(kernel.clone()));
         Ok(Arc::new(Self {
             config: ArcSwap::from_pointee(config),
             config_path,
+            telemetry,
             governed,
             own_cgroup,
             advertised,
             mesh,
             kernel,
             proxy,
-            sync,
+            sync: Mutex::new(Some(sync)),
             embedded: Mutex::new(embedded),
             services: Mutex::new(services),
             announce,
@@ -188,8 +194,15 @@ impl Daemon {
     async fn shut_down(&self) {
         self.draining.store(true, Relaxed);
         let deadline = self.config().drain_deadline;
-        tracing::info!(?deadline, live = self.proxy.flows().live(), "draining; programs stay protected afterwards");
-        self.sync.shutdown(true).await;
+        tracing::info!(
+            ?deadline,
+            live = self.proxy.flows().live(),
+            "draining; programs stay protected afterwards"
+        );
+        let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sync) = sync {
+            sync.shutdown(true).await;
+        }
         self.proxy.drain(deadline).await;
         let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(embedded) = embedded {
@@ -210,8 +223,9 @@ impl Daemon {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sync_status(&self) -> SyncStatus {
-        self.sync.status()
+    /// `None` once the daemon stops.
+    fn sync_status(&self) -> Option<SyncStatus> {
+        self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::status)
     }
 
     fn is_draining(&self) -> bool {
@@ -230,7 +244,8 @@ impl Daemon {
 
     /// Reads the configuration again; takes it as a whole, or changes nothing.
     async fn reload_config(&self) -> Result<ReloadReport, AdminError> {
-        let new = Config::load(self.config_path.as_deref()).map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
+        let new = Config::load(self.config_path.as_deref())
+            .map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
         let old = self.config.load_full();
         old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
         let system = |e: &dyn std::fmt::Display| AdminError::System(e.to_string());
@@ -241,9 +256,14 @@ impl Daemon {
         {
             let mut services = self.services();
             let inbound = services.apply(&new).map_err(|e| system(&e))?;
-            self.kernel.lock().configure(services::kernel_view(&new), services::rules(&new, &self.own_cgroup));
-            listeners::serve_inbound(&self.proxy, &services, inbound).map_err(|e| system(&e))?;
+            self.kernel
+                .lock()
+                .configure(services::kernel_view(&new), services::rules(&new, &self.own_cgroup));
+            self.proxy.set_inbound(services.inbound(inbound)).map_err(|e| system(&e))?;
             self.announce.send_replace(Arc::new(services.announced(&new, &self.advertised)));
+        }
+        if old.log != new.log {
+            self.telemetry.set_filter(&new.log).map_err(|e| system(&e))?;
         }
         self.config.store(Arc::new(new));
         self.kernel.reconcile();
@@ -270,6 +290,9 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
     );
     if old.exempt != new.exempt {
         lines.push("exemptions changed".into());
+    }
+    if old.log != new.log {
+        lines.push("log changed".into());
     }
     if old.drain_deadline != new.drain_deadline {
         lines.push("drain_deadline changed".into());

@@ -11,6 +11,7 @@
 //! says what a program and what the wire see.
 
 mod accept;
+mod audit;
 mod copy;
 mod decision;
 mod flow;
@@ -48,7 +49,7 @@ pub use table::{FlowTable, OpenFlow};
 
 use crate::{
     state::{Mesh, MeshState},
-    tls::{PeerError, TlsConfigs},
+    tls::TlsConfigs,
 };
 
 /// Connections that may wait to be accepted on one listener; the kernel caps it at net.core.somaxconn.
@@ -110,8 +111,8 @@ struct Shared {
     tls: TlsConfigs,
     flows: Arc<FlowTable>,
     connections: TaskTracker,
-    guard_log: guard::RateLimit,
-    refusal_log: guard::RateLimit,
+    guard_log: audit::RateLimit,
+    refusal_log: audit::RateLimit,
 }
 
 /// Starts serving; call it inside a tokio runtime.
@@ -136,8 +137,8 @@ pub fn start(
         tls: TlsConfigs::default(),
         flows: Arc::default(),
         connections: TaskTracker::new(),
-        guard_log: guard::RateLimit::per_second(10),
-        refusal_log: guard::RateLimit::per_second(100),
+        guard_log: audit::RateLimit::per_second(10),
+        refusal_log: audit::RateLimit::per_second(100),
     });
     let (listeners, stop) = (TaskTracker::new(), CancellationToken::new());
     for listener in outbound {
@@ -282,7 +283,7 @@ impl Shared {
         decide(&self.state.load())
     }
 
-    /// Notes that bytes may flow now: the decision to allow is what the audit log records.
+    /// Notes that bytes may flow now.
     fn opened(&self, flow: &Flow, tls: &rustls::Connection) {
         let version = match tls.protocol_version() {
             Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
@@ -290,38 +291,12 @@ impl Shared {
         };
         flow.set_tls(version);
         flow.set_open();
-        if let Some(origin) = flow.origin() {
-            tracing::info!(target: "audit", decision = "allow", flow = flow.id, direction = ?flow.direction(),
-                source = %origin.source, destination = %origin.destination, peer = %flow.start.peer,
-                program = origin.program, pid = origin.pid, tls = version);
-        }
+        audit::allowed(flow, version);
     }
 
     fn end(&self, flow: OpenFlow, outcome: Result<(), Reason>) {
         let reason = outcome.err().unwrap_or(Reason::Finished);
-        self.log_end(&flow, &reason);
+        audit::ended(&flow, &reason, &self.refusal_log);
         flow.end(reason);
-    }
-
-    fn log_end(&self, flow: &Flow, reason: &Reason) {
-        // Connecting and leaving again is what a health check by TCP does.
-        let decision = match reason {
-            Reason::Revoked | Reason::IdentityGone(_) => "cut",
-            Reason::Peer(PeerError::Closed) => "",
-            refusal if refusal.is_refusal() => "deny",
-            _ => "",
-        };
-        if decision.is_empty() {
-            tracing::debug!(flow = flow.id, reason = reason.name(), detail = %reason, "flow ended");
-            return;
-        }
-        // Refusals can be caused by anybody who reaches a port: the counters have them all, the log has enough.
-        let Some(unlogged) = self.refusal_log.permit(Instant::now()) else { return };
-        let origin = flow.origin();
-        let destination = origin.map(|o| &o.destination).or(flow.start.destination.as_ref());
-        tracing::info!(target: "audit", decision, flow = flow.id, direction = ?flow.direction(),
-            source = origin.map(|o| o.source.as_str()), destination = destination.map(|d| d.as_str()),
-            peer = %flow.start.peer, program = origin.map(|o| o.program.as_str()), pid = origin.map(|o| o.pid),
-            reason = reason.name(), detail = %reason, unlogged_before = unlogged);
     }
 }

@@ -5,7 +5,7 @@
 use std::io::{BufRead as _, BufReader};
 
 use mesh_tests::{
-    config::{CONFIG, Config, ControlPlane, Service},
+    config::{CONFIG, Config, ControlPlane, STATE_DIR, Service},
     fixture::{Mesh, Scene, connect, serve, share_ca},
     host::{Family, Host},
     meshnode::{Meshnode, UNMANAGED, binary},
@@ -170,6 +170,13 @@ fn with_a_cache_a_cold_start_serves() {
     wait::until("c to reach the db", || {
         let said = reach(&c);
         if said["received"] == "welcome" { Ok(()) } else { Err(format!("{said}\n{}", c.log())) }
+    });
+    // What is learned is on the disk a moment later (the writes of 100 ms are one).
+    wait::until_true("the cache", || {
+        let cached =
+            |file| std::fs::read_to_string(c.host.space().path(&format!("{STATE_DIR}/control-plane/{file}")));
+        cached("intentions.json").is_ok_and(|text| text.contains("web3"))
+            && cached("catalog.json").is_ok_and(|text| text.contains("5432"))
     });
     mesh.a.kill9();
     c.wait_status("the outage", |s| s.0["control_plane"]["connected"] == false);

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// Returns the source address of the default route, or else the host's first global address. Sends nothing.
-pub fn discover() -> Option<IpAddr> {
-    let targets = [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), "2001:db8::1".parse().ok()?];
-    targets.into_iter().find_map(source_towards).or_else(first_global)
+/// Returns, for IPv4 and for IPv6, the source address of the default route, or else the host's first global address.
+/// Sends nothing.
+pub fn discover() -> Vec<IpAddr> {
+    let targets = [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
+    targets.into_iter().filter_map(|target| source_towards(target).or_else(|| first_global(target))).collect()
 }
 
 /// The kernel picks the source when a datagram socket is connected; no packet is sent by that.
@@ -16,18 +17,17 @@ fn source_towards(target: IpAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|local| local.ip()).filter(|ip| is_global(*ip))
 }
 
-fn first_global() -> Option<IpAddr> {
+/// The first address of the family of `like`.
+fn first_global(like: IpAddr) -> Option<IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().ok()?;
-    let mut found: Vec<IpAddr> = interfaces
+    let mut found = interfaces
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|sa| IpAddr::V4(sa.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|sa| IpAddr::V6(sa.ip())))
         })
-        .filter(|ip| is_global(*ip))
-        .collect();
-    found.sort_by_key(IpAddr::is_ipv6);
-    found.into_iter().next()
+        .filter(|ip| ip.is_ipv6() == like.is_ipv6() && is_global(*ip));
+    found.next()
 }
 
 /// Whether another host may reach it: neither loopback, nor unspecified, nor link-local, nor multicast.
@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn what_is_discovered_is_reachable_from_elsewhere() {
         // A host may have no address but loopback; then there is nothing to discover.
-        if let Some(ip) = discover() {
+        for ip in discover() {
             assert!(is_global(ip), "{ip}");
         }
         for text in ["127.0.0.1", "::1", "0.0.0.0", "169.254.1.1", "fe80::1", "ff02::1", "224.0.0.1"] {

@@ -223,20 +223,26 @@ impl<'d> Section<'d> {
         Some(Located { value: *value, at })
     }
 
-    /// Returns a port number in `range`.
-    pub fn port(&self, key: &'static str, range: RangeInclusive<u16>) -> Option<Located<u16>> {
+    /// Returns a whole number in `range`.
+    pub fn number(&self, key: &'static str, range: RangeInclusive<u32>) -> Option<Located<u32>> {
         let (at, value) = self.entry(key)?;
         let parsed = match value {
-            DeValue::Integer(number) => u16::from_str_radix(number.as_str(), number.radix()).ok(),
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
             _ => None,
         };
-        match parsed.filter(|port| range.contains(port)) {
+        match parsed.filter(|number| range.contains(number)) {
             Some(value) => Some(Located { value, at }),
             None => {
                 self.refuse(&at, value, &format!("an integer from {} to {}", range.start(), range.end()));
                 None
             }
         }
+    }
+
+    /// Returns a port number in `range`.
+    pub fn port(&self, key: &'static str, range: RangeInclusive<u16>) -> Option<Located<u16>> {
+        let Located { value, at } = self.number(key, (*range.start()).into()..=(*range.end()).into())?;
+        Some(Located { value: u16::try_from(value).ok()?, at })
     }
 
     /// Notes that a key that must be there is not.

@@ -1,4 +1,4 @@
-//! What SIGHUP may change: services, exemptions, the log filter, the drain deadline, the same-host mode. All else is
+//! What SIGHUP may change: services, exemptions, the log filter, the drain deadline. All else is
 //! bound to things that live as long as the daemon: listeners, pins, the store, the control-plane session.
 
 use super::{Config, ControlPlane, Embedded};
@@ -15,9 +15,10 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         drain_deadline: _,
         log: _,
         log_format,
-        same_host: _,
+        same_host,
         address,
         listen,
+        limits,
         control_plane,
         services: _,
         exempt: _,
@@ -29,14 +30,17 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         ("run_dir", *run_dir != new.run_dir),
         ("cgroup_root", *cgroup_root != new.cgroup_root),
         ("bpf_dir", *bpf_dir != new.bpf_dir),
+        ("same_host", *same_host != new.same_host),
         ("log_format", *log_format != new.log_format),
         ("address.advertise", address.advertise != new.address.advertise),
         ("address.mesh_ports", address.mesh_ports != new.address.mesh_ports),
+        ("limits", *limits != new.limits),
         ("listen.outbound_port", listen.outbound_port != new.listen.outbound_port),
         ("listen.guard_port", listen.guard_port != new.listen.guard_port),
     ]
     .into_iter()
-    .filter_map(|(key, differs)| differs.then(|| key.to_owned()))
+    .filter(|(_, differs)| *differs)
+    .map(|(key, _)| key.to_owned())
     .collect();
     changed.extend(
         control_plane_changes(control_plane, &new.control_plane)
@@ -57,7 +61,7 @@ fn control_plane_changes(old: &ControlPlane, new: &ControlPlane) -> Vec<&'static
         ],
         _ => vec![("kind", true)],
     };
-    keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
 fn embedded_changes(old: &Embedded, new: &Embedded) -> Vec<(&'static str, bool)> {

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AddressConfig, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption, Expose,
-    GuardMode, ListenConfig, LogFormat, PortRange, ProtectedPort, RemoteApi, SameHost, Selector,
+    GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, RemoteApi, SameHost, Selector,
     ServiceConfig, TokenSource,
     document::{Document, Section},
     error::Located,
@@ -61,6 +61,7 @@ fn root(section: Section<'_>) -> Option<Config> {
     let (listen, address) = (listen(&section, &mut claims), address(&section));
     let control_plane = control_plane(&section, &mut claims);
     let services = services(&section, &address.mesh_ports, &mut claims);
+    let limits = limits(&section);
     let exempt = section.sections("exempt").into_iter().filter_map(exemption).collect();
     section.finish();
     let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
@@ -77,6 +78,7 @@ fn root(section: Section<'_>) -> Option<Config> {
         same_host: same_host.map_or(SameHost::Direct, |mode| mode.value),
         address,
         listen,
+        limits,
         control_plane: control_plane?,
         services,
         exempt,
@@ -106,7 +108,7 @@ fn duration(section: &Section<'_>, key: &'static str, least: Duration, most: Dur
 fn address(root: &Section<'_>) -> AddressConfig {
     let section = root.section("address");
     let advertise =
-        section.text("advertise", "an IP address that other hosts reach, neither 0.0.0.0 nor ::", |text| {
+        section.texts("advertise", "an IP address that other hosts reach, neither 0.0.0.0 nor ::", |text| {
             match text.parse::<IpAddr>() {
                 Ok(ip) if ip.is_unspecified() || ip.is_multicast() => Err("not an address of one host"),
                 Ok(ip) => Ok(ip),
@@ -117,9 +119,24 @@ fn address(root: &Section<'_>) -> AddressConfig {
         section.text("mesh_ports", "a range of ports such as \"21000-21255\"", str::parse::<PortRange>);
     section.finish();
     AddressConfig {
-        advertise: advertise.map(|ip| ip.value),
+        advertise: advertise.into_iter().map(|ip| ip.value).collect(),
         mesh_ports: mesh_ports.map_or(PortRange { first: 21000, last: 21255 }, |range| range.value),
     }
+}
+
+fn limits(root: &Section<'_>) -> Limits {
+    let section = root.section("limits");
+    let number = |key, default| section.number(key, 1..=16_777_216).map_or(default, |number| number.value);
+    let default = Limits::default();
+    let limits = Limits {
+        flows: number("flows", default.flows),
+        direct_flows: number("direct_flows", default.direct_flows),
+        destinations: number("destinations", default.destinations),
+        policies: number("policies", default.policies),
+        workloads: number("workloads", default.workloads),
+    };
+    section.finish();
+    limits
 }
 
 fn listen(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> ListenConfig {

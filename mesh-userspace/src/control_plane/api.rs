@@ -138,12 +138,25 @@ pub struct Service {
     pub address: String,
     #[serde(deserialize_with = "port")]
     pub port: u16,
+    /// Other addresses of the same instance: `lan_ipv4`, `lan_ipv6`, `wan…`, `virtual`.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub tagged_addresses: BTreeMap<String, TaggedAddress>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     #[serde(deserialize_with = "nullable")]
     pub proxy: Proxy,
     #[serde(deserialize_with = "nullable")]
     pub connect: Connect,
+}
+
+/// A value of `TaggedAddresses`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TaggedAddress {
+    #[serde(deserialize_with = "nullable")]
+    pub address: String,
+    #[serde(deserialize_with = "port")]
+    pub port: u16,
 }
 
 /// The value of `Kind` of a service's mTLS end.
@@ -202,6 +215,8 @@ pub struct Registration {
     pub name: String,
     pub address: String,
     pub port: u16,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tagged_addresses: BTreeMap<&'static str, TaggedAddress>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -281,6 +296,46 @@ mod tests {
         assert!(serde_json::from_str::<CheckAnswer>(r#"{"Allowed":true}"#).unwrap().allowed);
     }
 
+    /// Objects whose keys are those of the API, with values of any type.
+    fn body() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            "[a-z0-9.:*]{0,12}|db|connect-proxy|127.0.0.1|-----BEGIN CERTIFICATE-----".prop_map(Into::into),
+        ];
+        let key = prop::sample::select(vec![
+            "Node",
+            "Service",
+            "Checks",
+            "Proxy",
+            "Address",
+            "Port",
+            "ID",
+            "Kind",
+            "Connect",
+            "Native",
+            "Roots",
+            "RootCert",
+            "TrustDomain",
+            "SourceName",
+            "DestinationName",
+            "Action",
+            "Permissions",
+            "Status",
+            "SourceNS",
+            "DestinationServiceName",
+            "DestinationServiceID",
+        ]);
+        leaf.prop_recursive(4, 64, 8, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+                prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..8)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
     proptest! {
         #[test]
         fn no_body_makes_the_parsers_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -289,6 +344,22 @@ mod tests {
             let _ = serde_json::from_slice::<Vec<IntentionEntry>>(&body);
             let _ = serde_json::from_slice::<ServicesAnswer>(&body);
             let _ = serde_json::from_slice::<LeafAnswer>(&body);
+        }
+
+        #[test]
+        fn no_value_of_a_known_field_makes_the_readers_panic(body in body()) {
+            use crate::control_plane::{intention, join::{join, preferred}, trust::roots};
+            if let Ok(answer) = serde_json::from_value::<RootsAnswer>(body.clone()) {
+                let _ = roots(&answer);
+            }
+            if let Ok(entry) = serde_json::from_value::<IntentionEntry>(body.clone()) {
+                let _ = intention(&entry);
+            }
+            if let Ok(entry) = serde_json::from_value::<HealthEntry>(body) {
+                let entries = [entry];
+                let joined = join(&"db".parse().unwrap(), &entries, &entries, "a");
+                let _ = preferred(joined.found.iter());
+            }
         }
     }
 }

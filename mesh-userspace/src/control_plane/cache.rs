@@ -204,11 +204,13 @@ pub struct CacheWriter {
     /// `None`: remove the file.
     pending: Arc<Mutex<BTreeMap<Item, Option<Encode>>>>,
     wake: Arc<Notify>,
+    /// Held while files are written: a shutdown waits for what was begun.
+    writing: Arc<Mutex<()>>,
 }
 
 impl CacheWriter {
     pub fn new(cache: Cache) -> Self {
-        Self { cache, pending: Arc::default(), wake: Arc::default() }
+        Self { cache, pending: Arc::default(), wake: Arc::default(), writing: Arc::default() }
     }
 
     pub fn save<T: Serialize + Send + 'static>(&self, item: Item, data: T) {
@@ -236,8 +238,9 @@ impl CacheWriter {
     /// Writes what is queued now. A failure is logged: the daemon goes on, but a restart would not find the item.
     pub async fn flush(&self) {
         let jobs = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        let cache = self.cache.clone();
+        let (cache, turn) = (self.cache.clone(), Arc::clone(&self.writing));
         let writing = tokio::task::spawn_blocking(move || {
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             for (item, job) in jobs {
                 let done = match job {
                     Some(encode) => cache.write(&item, &encode(&cache)),

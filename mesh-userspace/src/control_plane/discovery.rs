@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Semaphore, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -24,7 +21,7 @@ use super::{
     link::Part,
     settings::Kind,
     sync::{Piece, Shared},
-    watch::{Permits, Watch},
+    watch::{Lines, Permits, Watch},
 };
 use crate::{
     catalog::{Catalog, Instance},
@@ -34,7 +31,9 @@ use crate::{
 const SERVICES: &str = "/v1/catalog/services";
 /// Connections that watches of single services may hold at once; a Consul agent takes 200 from one address
 /// (`http_max_conns_per_client`). Further services are polled.
-const MAX_WATCHES: usize = 150;
+const MAX_WATCHES: usize = 140;
+/// The same for questions that are answered at once.
+const MAX_ASKS: usize = 24;
 /// Changes that come together are published together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 const MAX_DEBOUNCE: Duration = Duration::from_millis(50);
@@ -62,7 +61,7 @@ struct Entry {
 struct Discovery {
     shared: Arc<Shared>,
     updates: mpsc::Sender<Update>,
-    permits: Arc<Semaphore>,
+    lines: Arc<Lines>,
     services: BTreeMap<ServiceName, Entry>,
     listed: bool,
     /// Every service was answered for at least once; until then a publication would hide services.
@@ -77,7 +76,7 @@ pub(super) async fn follow(shared: Arc<Shared>, cached: Option<Vec<Instance>>) {
     let mut discovery = Discovery {
         shared,
         updates,
-        permits: Arc::new(Semaphore::new(MAX_WATCHES)),
+        lines: Arc::new(Lines::new(MAX_WATCHES, MAX_ASKS)),
         services: BTreeMap::new(),
         listed: false,
         complete: false,
@@ -134,9 +133,9 @@ impl Discovery {
             if entry.proxies_watch.is_none() {
                 let path = format!("/v1/health/connect/{name}");
                 let permits = if is_sidecar_of(name, &names) {
-                    Permits::Never
+                    Permits::Never(Arc::clone(&self.lines))
                 } else {
-                    Permits::From(Arc::clone(&self.permits))
+                    Permits::From(Arc::clone(&self.lines))
                 };
                 let watch = Watch::new(
                     &self.shared.client,
@@ -159,7 +158,7 @@ impl Discovery {
             entry.plain = None;
         } else if entry.plain_watch.is_none() {
             let path = format!("/v1/health/service/{name}");
-            let permits = Permits::From(Arc::clone(&self.permits));
+            let permits = Permits::From(Arc::clone(&self.lines));
             let watch = Watch::new(
                 &self.shared.client,
                 &self.shared.link,

@@ -40,19 +40,19 @@ pub fn join(name: &ServiceName, plain: &[HealthEntry], proxies: &[HealthEntry], 
     joined
 }
 
-/// `None`: there is nothing to dial.
+/// One for each address of the instance; none where there is nothing to dial.
 fn instance(
     name: &ServiceName,
     plain: &[HealthEntry],
     end: &HealthEntry,
     own_node: &str,
-) -> Result<Option<Found>, &'static str> {
+) -> Result<Vec<Found>, &'static str> {
     let program = if end.service.kind == CONNECT_PROXY {
         if end.service.proxy.destination_service_name != name.as_str() {
             return Err("it is the proxy of another service");
         }
         // Registered before, or deregistered after, the service itself: there is nothing to dial, yet or any more.
-        let Some(program) = program(plain, end) else { return Ok(None) };
+        let Some(program) = program(plain, end) else { return Ok(Vec::new()) };
         program
     } else if end.service.connect.native {
         end
@@ -60,23 +60,35 @@ fn instance(
         return Err("it is neither a connect proxy nor Connect-native");
     };
     if program.service.port == 0 {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let address = address(&program.service, &program.node, own_node)?;
+    let main = address(&program.service, &program.node, own_node)?;
     let mesh = self::address(&end.service, &end.node, own_node)?;
     let namespace = Some(program.service.namespace.clone()).filter(|ns| !ns.is_empty());
-    Ok(Some(Found {
-        instance: Instance {
-            service: name.clone(),
-            id: program.service.id.clone(),
-            node: program.node.node.clone(),
-            datacenter: program.node.datacenter.clone(),
-            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
-            address,
-            mesh,
-        },
-        passing: passes(&program.checks) && passes(&end.checks),
-    }))
+    let instance = Instance {
+        service: name.clone(),
+        id: program.service.id.clone(),
+        node: program.node.node.clone(),
+        datacenter: program.node.datacenter.clone(),
+        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+        address: main,
+        mesh,
+    };
+    let passing = passes(&program.checks) && passes(&end.checks);
+    let others = further_addresses(&program.service, &program.node, own_node).filter(|other| *other != main);
+    Ok(std::iter::once(main)
+        .chain(others)
+        .map(|address| Found { instance: Instance { address, ..instance.clone() }, passing })
+        .collect())
+}
+
+/// The instance's addresses of the other family, as Consul's `TaggedAddresses` name them; unusable ones are left out.
+fn further_addresses(service: &Service, node: &Node, own_node: &str) -> impl Iterator<Item = SocketAddr> {
+    ["lan_ipv4", "lan_ipv6"].into_iter().filter_map(move |tag| {
+        let tagged = service.tagged_addresses.get(tag)?;
+        let other = Service { address: tagged.address.clone(), port: tagged.port, ..Service::default() };
+        address(&other, node, own_node).ok()
+    })
 }
 
 fn program<'a>(plain: &'a [HealthEntry], end: &HealthEntry) -> Option<&'a HealthEntry> {
@@ -126,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::control_plane::api::Proxy;
+    use crate::control_plane::api::{Proxy, TaggedAddress};
 
     fn entry(node: &str, id: &str, address: &str, port: u16, status: &str) -> HealthEntry {
         HealthEntry {
@@ -230,6 +242,22 @@ mod tests {
         let mut other = proxy("a", "db1", 21000);
         other.service.proxy.destination_service_name = "web".to_owned();
         assert!(join(&db(), &[entry("a", "db1", "", 5432, "passing")], &[other], "a").found.is_empty());
+    }
+
+    #[test]
+    fn tagged_lan_addresses_are_the_same_instance_by_another_family() {
+        let mut plain = entry("b", "db1", "10.2.0.1", 5432, "passing");
+        let tag = |address: &str, port| TaggedAddress { address: address.to_owned(), port };
+        plain.service.tagged_addresses = [
+            ("lan_ipv4".to_owned(), tag("10.2.0.1", 5432)),
+            ("lan_ipv6".to_owned(), tag("fd77::2", 5432)),
+            ("wan".to_owned(), tag("192.0.2.1", 5432)),
+        ]
+        .into();
+        let joined = join(&db(), &[plain], &[proxy("b", "db1", 21000)], "a");
+        let addresses: Vec<_> = joined.found.iter().map(|f| f.instance.address.to_string()).collect();
+        assert_eq!(addresses, ["10.2.0.1:5432", "[fd77::2]:5432"]);
+        assert!(joined.found.iter().all(|f| f.instance.mesh.port() == 21000));
     }
 
     proptest! {

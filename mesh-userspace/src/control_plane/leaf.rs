@@ -25,7 +25,6 @@ use super::{
     cache::Item,
     client::{ApiError, escape},
     link::Part,
-    pace::backoff,
     settings::{Kind, LocalService},
     sync::Shared,
     watch::{Permits, Watch},
@@ -266,7 +265,7 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
             Err(error) => {
                 failures += 1;
                 shared.link.failed(&Part::Leaf(name.clone()), &error, SystemTime::now());
-                tokio::time::sleep(backoff(failures, rand::random())).await;
+                shared.link.pause(failures, &error).await;
             }
         }
     }

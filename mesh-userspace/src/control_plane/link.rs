@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     client::ApiError,
+    pace::backoff,
     settings::{Kind, Settings},
 };
 use crate::{identity::ServiceName, state::MeshState};
@@ -61,6 +62,8 @@ pub(super) struct Link {
     inner: Mutex<Inner>,
     /// Counts outages. An agent that came back may have forgotten its indexes: every watch asks anew.
     outages: watch::Sender<u64>,
+    /// Counts parts that were answered again: those who wait to retry need not wait longer.
+    recoveries: watch::Sender<u64>,
 }
 
 struct Inner {
@@ -84,7 +87,7 @@ impl Link {
             from_disk_cache: false,
         };
         let inner = Mutex::new(Inner { status, failing: BTreeMap::new(), lost: false });
-        Self { state, inner, outages: watch::Sender::new(0) }
+        Self { state, inner, outages: watch::Sender::new(0), recoveries: watch::Sender::new(0) }
     }
 
     pub fn status(&self) -> Status {
@@ -118,6 +121,21 @@ impl Link {
         let recovered = inner.failing.remove(part).is_some();
         if recovered || !inner.status.connected {
             self.settle(&mut inner);
+        }
+        drop(inner);
+        if recovered {
+            self.recoveries.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or,
+    /// in an outage, as soon as another part is answered again.
+    pub async fn pause(&self, failures: u32, error: &ApiError) {
+        let mut recoveries = self.recoveries.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(backoff(failures, rand::random())) => {}
+            // The sender lives in `self`.
+            _ = recoveries.changed(), if error.is_outage() => {}
         }
     }
 
@@ -159,10 +177,16 @@ impl Link {
             return;
         }
         inner.lost = true;
+        let known = self.state.load().is_synced();
         tracing::warn!(
             address = inner.status.address,
             error,
-            "control plane lost; the last known state keeps serving"
+            "control plane {}",
+            if known {
+                "lost; the last known state keeps serving"
+            } else {
+                "does not answer, and nothing is known from before: the mesh denies until it does"
+            }
         );
         let since = *inner.status.stale_since.get_or_insert(now);
         self.state.update(|mesh| {

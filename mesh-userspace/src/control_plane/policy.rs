@@ -21,7 +21,7 @@ use crate::intention::{Action, Intention, Intentions, Pattern};
 
 const PATH: &str = "/v1/connect/intentions";
 /// How often the default policy is asked for when no intention changes; no index tells of its change.
-const DEFAULT_AGE: Duration = Duration::from_secs(60);
+const DEFAULT_AGE: Duration = Duration::from_secs(120);
 
 /// What the cache keeps.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

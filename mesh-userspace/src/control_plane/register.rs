@@ -11,11 +11,10 @@ use futures_util::future::select_all;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    api::{CONNECT_PROXY, CheckUpdate, Proxy, Registration, TtlCheck},
+    api::{CONNECT_PROXY, CheckUpdate, Proxy, Registration, TaggedAddress, TtlCheck},
     cache::Item,
     client::{ApiError, escape},
     link::Part,
-    pace::backoff,
     settings::{Health, Listens, LocalService},
     sync::Shared,
 };
@@ -52,6 +51,7 @@ fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2]
             name: service.name.to_string(),
             address: listens.address.ip().to_string(),
             port: listens.address.port(),
+            tagged_addresses: tagged_addresses(listens),
             proxy: None,
         },
         Registration {
@@ -61,6 +61,7 @@ fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2]
             name: format!("{}-sidecar-proxy", service.name),
             address: listens.mesh.ip().to_string(),
             port: listens.mesh.port(),
+            tagged_addresses: BTreeMap::new(),
             proxy: Some(Proxy {
                 destination_service_name: service.name.to_string(),
                 destination_service_id: service.id.clone(),
@@ -69,6 +70,17 @@ fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2]
             }),
         },
     ]
+}
+
+/// Returns the further addresses of the service; none where the main one is all there is.
+fn tagged_addresses(listens: &Listens) -> BTreeMap<&'static str, TaggedAddress> {
+    let mut tagged = BTreeMap::new();
+    for address in &listens.also {
+        let tag = if address.is_ipv4() { "lan_ipv4" } else { "lan_ipv6" };
+        let entry = TaggedAddress { address: address.ip().to_string(), port: address.port() };
+        tagged.entry(tag).or_insert(entry);
+    }
+    tagged
 }
 
 fn proxy_id(id: &str) -> String {
@@ -103,18 +115,18 @@ pub(super) async fn follow(shared: Arc<Shared>, mut local: watch::Receiver<Arc<V
             outages.borrow_and_update();
             announced.values_mut().for_each(|a| a.at = Instant::now().checked_sub(REFRESH).unwrap_or(a.at));
         }
-        let wait = match round(&shared, &services, &mut announced, &mut leftover).await {
+        let failure = match round(&shared, &services, &mut announced, &mut leftover).await {
             Ok(()) => {
                 failures = 0;
                 if !announced.is_empty() {
                     shared.link.answered(&Part::Registration, None, SystemTime::now());
                 }
-                HEARTBEAT
+                None
             }
             Err(error) => {
                 failures += 1;
                 shared.link.failed(&Part::Registration, &error, SystemTime::now());
-                backoff(failures, rand::random())
+                Some(error)
             }
         };
         let mut checks: Vec<_> =
@@ -122,8 +134,14 @@ pub(super) async fn follow(shared: Arc<Shared>, mut local: watch::Receiver<Arc<V
         checks.iter_mut().for_each(watch::Receiver::mark_unchanged);
         // A change between the round's look and now is found by comparing with what was said.
         let changed = failures == 0 && services.iter().any(|s| differs(s, &announced));
+        let again = async {
+            match &failure {
+                Some(error) => shared.link.pause(failures, error).await,
+                None => tokio::time::sleep(if changed { SOON } else { HEARTBEAT }).await,
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(if changed { SOON } else { wait }) => {}
+            () = again => {}
             Ok(()) = local.changed() => {}
             () = any_change(checks), if failures == 0 => {}
             _ = outages.changed(), if failures == 0 => {}
@@ -263,6 +281,7 @@ mod tests {
         let listens = Listens {
             port: 5432,
             address: "10.77.0.1:5432".parse().unwrap(),
+            also: vec!["[fd77::1]:5432".parse().unwrap()],
             mesh: "10.77.0.1:21000".parse().unwrap(),
             check,
         };
@@ -274,6 +293,7 @@ mod tests {
         let json = serde_json::to_value(registrations(&service, &listens)).unwrap();
         assert_eq!(json[0]["ID"], "db-1");
         assert_eq!(json[0]["Address"], "10.77.0.1");
+        assert_eq!(json[0]["TaggedAddresses"]["lan_ipv6"]["Address"], "fd77::1");
         assert!(json[0].get("Kind").is_none() && json[0].get("Proxy").is_none());
         assert_eq!(json[1]["ID"], "db-1-sidecar-proxy");
         assert_eq!(json[1]["Kind"], "connect-proxy");

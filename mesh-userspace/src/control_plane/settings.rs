@@ -78,6 +78,8 @@ pub struct Listens {
     pub port: u16,
     /// Where programs of other hosts dial it, as announced.
     pub address: SocketAddr,
+    /// Other addresses at which it may be dialled: one of each family is announced, as `lan_ipv4` and `lan_ipv6`.
+    pub also: Vec<SocketAddr>,
     /// Where it takes mTLS, as announced.
     pub mesh: SocketAddr,
     pub check: watch::Receiver<Health>,

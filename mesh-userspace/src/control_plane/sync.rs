@@ -21,7 +21,7 @@ use super::{
     link::{Link, Status},
     policy::{self, Policy},
     register,
-    settings::{LocalService, Settings},
+    settings::{ApiAddress, LocalService, Settings},
     trust,
 };
 use crate::{
@@ -82,6 +82,15 @@ impl Sync {
         state: MeshState,
         local: watch::Receiver<Arc<Vec<LocalService>>>,
     ) -> Result<SyncHandle, ApiError> {
+        if let ApiAddress::Http(host, _) = &settings.address
+            && !is_loopback(host)
+        {
+            tracing::warn!(
+                address = %settings.address,
+                "the control plane is spoken to in cleartext: whoever is on the way can change policy and read the \
+                 token; use https:// with control_plane.ca_file"
+            );
+        }
         let stored = Cache::new(&settings);
         let shared = Arc::new(Shared {
             client: Client::new(&settings)?,
@@ -128,7 +137,11 @@ impl SyncHandle {
     /// Stops all watches; with `deregister` takes this host's services out of the catalog, for which it waits a few
     /// seconds at most. Writes what the cache has not written yet.
     pub async fn shutdown(self, deregister: bool) {
-        drop(self.tasks);
+        self.tasks.iter().for_each(AbortOnDropHandle::abort);
+        for task in self.tasks {
+            // Cancelled, which is what was asked for.
+            let _ = task.await;
+        }
         if deregister {
             register::deregister_all(&self.shared).await;
         }
@@ -137,6 +150,10 @@ impl SyncHandle {
         }
         self.shared.cache.flush().await;
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {

@@ -148,6 +148,7 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 pub fn db(mesh_port: u16) -> (watch::Sender<Health>, LocalService) {
     let (health, check) = watch::channel(Health::Passing);
     let listens = Listens {
+        also: Vec::new(),
         port: 5432,
         address: "10.77.0.1:5432".parse().unwrap(),
         mesh: ([10, 77, 0, 1], mesh_port).into(),

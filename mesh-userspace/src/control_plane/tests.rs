@@ -1,6 +1,7 @@
 //! The client against a real Consul agent.
 
 mod broken_answers;
+mod embedded_server;
 
 use std::net::SocketAddr;
 
@@ -122,6 +123,29 @@ async fn foreign_service_appears_moves_and_disappears() {
     client.put::<()>("/v1/agent/service/deregister/cache", &()).await.unwrap();
     eventually("it disappears", async || mesh_end(&state.load(), "10.77.0.2:6380").is_none()).await;
     assert!(state.load().catalog.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_services_than_an_agent_takes_connections_all_arrive() {
+    // Consul refuses the 201st connection from one address.
+    const SERVICES: u16 = 120;
+    let Some(consul) = Consul::start(json!({})).await else { return };
+    let client = consul.client("");
+    for n in 0..SERVICES {
+        let body = json!({
+            "Name": format!("s{n}"), "Port": 10_000 + n, "Address": "10.77.0.2",
+            "Connect": {"SidecarService": {"Port": 30_000 + n, "Checks": []}},
+        });
+        client.put::<()>("/v1/agent/service/register", &body).await.unwrap();
+    }
+    let state = MeshState::default();
+    let sync = Sync::start(consul.settings(), state.clone(), local(&[]).subscribe()).unwrap();
+    let count = || state.load().catalog.as_ref().map(|catalog| catalog.instances().count());
+    eventually("all are there", async || count().is_some()).await;
+    assert_eq!(count(), Some(SERVICES.into()), "never a part of them");
+    client.put::<()>("/v1/agent/service/deregister/s7", &()).await.unwrap();
+    eventually("one leaves", async || count() == Some(usize::from(SERVICES) - 1)).await;
+    assert!(sync.status().connected && sync.status().last_error.is_none(), "{:?}", sync.status());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -63,19 +63,20 @@ pub(super) async fn follow(shared: Arc<Shared>) {
 }
 
 fn publish(shared: &Shared, answer: RootsAnswer, roots: Roots) {
-    if shared.state.load().roots.as_deref() != Some(&roots) {
+    let differs = shared.state.load().roots.as_deref() != Some(&roots);
+    if differs {
         tracing::info!(trust_domain = %roots.trust_domain, roots = roots.certs.len(), "trust bundle changed");
         let roots = Arc::new(roots);
         shared.state.update(|mesh| mesh.roots = Some(Arc::clone(&roots)));
     }
     // After the bundle: whoever renews a leaf because of it finds the roots in place.
     let id = answer.active_root_id.clone();
-    let changed = shared.active_root.send_if_modified(|active| {
-        let differs = active.as_ref() != Some(&id);
+    let rotated = shared.active_root.send_if_modified(|active| {
+        let rotated = active.as_ref() != Some(&id);
         *active = Some(id.clone());
-        differs
+        rotated
     });
-    if changed {
+    if differs || rotated {
         shared.cache.save(Item::Roots, answer);
     }
     shared.confirmed(Piece::Roots);

@@ -1,7 +1,10 @@
 //! One blocking query, asked again and again: hands on what changed, and deals with everything else by itself.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -11,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{
     client::{Answer, ApiError, Client, decode},
     link::{Link, Part},
-    pace::{Bucket, Cursor, backoff},
+    pace::{Bucket, Cursor},
 };
 
 /// How long the server is asked to wait for a change.
@@ -41,8 +44,38 @@ pub(super) struct Watch {
 pub(super) enum Permits {
     Always,
     /// Only while one of a limited number is free, else it polls.
-    From(Arc<Semaphore>),
-    Never,
+    From(Arc<Lines>),
+    /// It polls.
+    Never(Arc<Lines>),
+}
+
+/// How many connections many watches may use together.
+pub(super) struct Lines {
+    held: Arc<Semaphore>,
+    asks: Arc<Semaphore>,
+    ran_out: AtomicBool,
+}
+
+impl Lines {
+    /// `held` at once for questions that wait, `asks` for those that are answered at once.
+    pub fn new(held: usize, asks: usize) -> Self {
+        Self {
+            held: Arc::new(Semaphore::new(held)),
+            asks: Arc::new(Semaphore::new(asks)),
+            ran_out: AtomicBool::new(false),
+        }
+    }
+
+    fn hold(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.held).try_acquire_owned().ok();
+        if permit.is_none() && !self.ran_out.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                every_s = POLL.as_secs(),
+                "more services than connections to watch them with: some are polled, and change later"
+            );
+        }
+        permit
+    }
 }
 
 impl Watch {
@@ -109,7 +142,7 @@ impl Watch {
         self.failures = self.failures.saturating_add(1);
         self.link.failed(&self.part, error, SystemTime::now());
         tracing::debug!(path = self.path, %error, failures = self.failures, "watch failed");
-        tokio::time::sleep(backoff(self.failures, rand::random())).await;
+        self.link.pause(self.failures, error).await;
     }
 
     fn accepted(&mut self, index: u64) {
@@ -125,33 +158,31 @@ impl Watch {
             self.outages.borrow_and_update();
             self.cursor = Cursor::default();
         }
-        let mut permit: Option<OwnedSemaphorePermit> = None;
-        let waits = match &self.permits {
-            Permits::Always => true,
-            Permits::From(all) => {
-                permit = Arc::clone(all).try_acquire_owned().ok();
-                permit.is_some()
-            }
-            Permits::Never => false,
-        };
         let index = self.cursor.index();
         let question = async {
-            if index != 0 && !waits {
+            let lines = match &self.permits {
+                Permits::Always => return self.client.blocking(&self.path, index, WAIT).await,
+                Permits::From(lines) | Permits::Never(lines) => lines,
+            };
+            if index != 0 {
+                if matches!(self.permits, Permits::From(_))
+                    && let Some(_held) = lines.hold()
+                {
+                    return self.client.blocking(&self.path, index, WAIT).await;
+                }
                 tokio::time::sleep(POLL.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
-                return self.client.blocking(&self.path, 0, WAIT).await;
             }
-            self.client.blocking(&self.path, index, WAIT).await
+            let _ask = lines.asks.acquire().await.expect("the semaphore is never closed");
+            self.client.blocking(&self.path, 0, WAIT).await
         };
-        let answer = tokio::select! {
+        tokio::select! {
             answer = question => Some(answer),
             // Senders live as long as `link`, so an error cannot be.
             _ = self.outages.changed(), if index != 0 => {
                 self.cursor = Cursor::default();
                 None
             }
-        };
-        drop(permit);
-        answer
+        }
     }
 }
 

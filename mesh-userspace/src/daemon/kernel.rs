@@ -59,8 +59,14 @@ impl Kernel {
 
     /// Runs until dropped.
     pub async fn drive(self) -> std::io::Result<()> {
-        let cgroups = AsyncFd::with_interest(self.inotify()?, Interest::READABLE)?;
-        let addresses = AsyncFd::with_interest(News(host::address_news()?), Interest::READABLE)?;
+        let (inotify, news) = (self.inotify()?, News(host::address_news()?));
+        // SAFETY: both own their descriptors, and live inside of the registrations.
+        let (cgroups, addresses) = unsafe {
+            (
+                AsyncFd::register_with_interest(inotify, Interest::READABLE)?,
+                AsyncFd::register_with_interest(news, Interest::READABLE)?,
+            )
+        };
         let mut mesh = self.mesh.subscribe();
         let mut sweep = interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);

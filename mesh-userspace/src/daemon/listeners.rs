@@ -1,25 +1,20 @@
 //! The sockets that the daemon listens on, and the settings of the parts that own them.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    sync::Arc,
 };
 
 use anyhow::Context as _;
 use mesh_common::map::{LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
 
-use super::{
-    kernel::Kernel,
-    services::{Services, listen},
-};
+use super::{kernel::Kernel, services::listen};
 use crate::{
-    config::{Config, ControlPlane},
+    config::{Config, ControlPlane, RemoteApi, TokenSource as ConfigToken},
     control_plane::{
-        self, Kind,
+        ApiAddress, Kind, Settings, TokenSource,
         embedded::{self, Embedded},
     },
-    identity::ServiceName,
-    proxy::{InboundService, ProxyHandle, ProxySettings},
 };
 
 /// What is known of the listeners after their sockets went to the proxy.
@@ -54,9 +49,16 @@ impl Listeners {
                     sockets.push(socket);
                 }
                 Err(error) if ip.is_ipv6() && is_absent(&error) => {
-                    tracing::warn!(role, "this host has no IPv6 loopback: IPv6 connections of workloads to the mesh are denied");
+                    tracing::warn!(
+                        role,
+                        "this host has no IPv6 loopback: IPv6 connections of workloads to the mesh are denied"
+                    );
                 }
-                Err(error) => return Err(error).with_context(|| format!("cannot listen for {role} connections on {address}: set another listen.{role}_port")),
+                Err(error) => return Err(error).with_context(|| {
+                    format!(
+                        "cannot listen for {role} connections on {address}: set another listen.{role}_port"
+                    )
+                }),
             }
         }
         Ok(sockets)
@@ -83,4 +85,76 @@ impl Listeners {
 
 fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
+
+/// Starts the embedded control plane where the configuration asks for it.
+pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Result<Option<Embedded>> {
+    let ControlPlane::Embedded(settings) = &config.control_plane else { return Ok(None) };
+    let expose = match &settings.expose {
+        None => None,
+        Some(expose) => Some(embedded::Expose {
+            listen: expose.listen,
+            cert_file: expose.certificate.as_ref().map(|c| c.cert_file.clone()),
+            key_file: expose.certificate.as_ref().map(|c| c.key_file.clone()),
+            token: match &expose.token_file {
+                Some(path) => fs::read_to_string(path)
+                    .with_context(|| {
+                        format!("cannot read control_plane.embedded.expose.token_file {}", path.display())
+                    })?
+                    .trim()
+                    .to_owned(),
+                None => String::new(),
+            },
+        }),
+    };
+    let embedded = Embedded::start(embedded::Settings {
+        node: config.node.clone(),
+        node_address,
+        datacenter: config.datacenter.clone(),
+        state_dir: config.state_dir.clone(),
+        default_policy: settings.default_policy,
+        leaf_ttl: settings.leaf_ttl,
+        trust_domain: settings.trust_domain.clone(),
+        listen_tcp: Some(settings.listen),
+        unix_socket: Some(config.api_socket()),
+        expose,
+    })
+    .await?;
+    Ok(Some(embedded))
+}
+
+/// Returns how the client reaches its control plane.
+pub fn client_settings(config: &Config, node_address: IpAddr) -> anyhow::Result<Settings> {
+    let base = |kind, address| Settings {
+        kind,
+        address,
+        ca_file: None,
+        client_cert: None,
+        token: None,
+        node: config.node.clone(),
+        node_address,
+        datacenter: config.datacenter.clone(),
+        state_dir: config.state_dir.clone(),
+    };
+    Ok(match &config.control_plane {
+        ControlPlane::Embedded(_) => base(Kind::Embedded, ApiAddress::Unix(config.api_socket())),
+        ControlPlane::Remote(api) => {
+            Settings { ca_file: api.ca_file.clone(), token: token(api)?, ..base(Kind::Remote, address(api)?) }
+        }
+        ControlPlane::Consul(api) => {
+            Settings { ca_file: api.ca_file.clone(), token: token(api)?, ..base(Kind::Consul, address(api)?) }
+        }
+    })
+}
+
+fn address(api: &RemoteApi) -> anyhow::Result<ApiAddress> {
+    api.address.to_string().parse().context("control_plane.address")
+}
+
+fn token(api: &RemoteApi) -> anyhow::Result<Option<TokenSource>> {
+    Ok(match &api.token {
+        None => None,
+        Some(ConfigToken::Inline(secret)) => Some(TokenSource::value(secret.expose())?),
+        Some(ConfigToken::File(path)) => Some(TokenSource::file(path)),
+    })
 }

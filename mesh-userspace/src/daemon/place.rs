@@ -19,7 +19,9 @@ pub enum PlaceError {
     Cgroup(#[from] CgroupError),
     #[error("cannot read the daemon's own cgroup: {0}")]
     Own(#[source] io::Error),
-    #[error("cannot drop capabilities: {0}; run as root, or with the capabilities that packaging/meshnode.service lists")]
+    #[error(
+        "cannot drop capabilities: {0}; run as root, or with the capabilities that packaging/meshnode.service lists"
+    )]
     Capabilities(#[from] caps::errors::CapsError),
 }
 
@@ -47,7 +49,8 @@ fn systemd_unit_cgroup(governed: &Governed) -> Result<Option<PathBuf>, PlaceErro
 
 /// What a running daemon needs: BPF maps (`CAP_BPF`), destroying sockets and asking what is attached
 /// (`CAP_NET_ADMIN`), and ports below 1024 (`CAP_NET_BIND_SERVICE`).
-const KEPT: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
+const KEPT: [Capability; 3] =
+    [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
 
 /// Drops every other capability, for good, of the calling thread. Call it before threads are made: they inherit.
 pub fn drop_capabilities() -> Result<(), PlaceError> {

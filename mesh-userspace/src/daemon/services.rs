@@ -17,6 +17,7 @@ use crate::{
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
+    proxy::InboundService,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -101,14 +102,14 @@ pub struct Services {
 impl Services {
     /// Starts what `config` adds or changes, and stops what it lacks; on an error nothing is changed. Returns the
     /// listeners that are new: each takes mTLS for its service.
-    pub fn apply(&mut self, config: &Config) -> Result<Vec<(ServiceName, TcpListener)>, ServiceError> {
+    pub fn apply(&mut self, config: &Config) -> Result<HashMap<ServiceName, TcpListener>, ServiceError> {
         let mut taken: Vec<u16> =
             config.services.iter().filter_map(|s| s.protected.as_ref()?.mesh_port).collect();
         let keeps = |running: &Running, wanted: &ProtectedPort| {
             running.settings == *wanted || wanted.mesh_port.is_none_or(|port| port == running.mesh_port)
         };
         taken.extend(self.running.values().map(|r| r.mesh_port));
-        let mut listeners = Vec::new();
+        let mut listeners = HashMap::new();
         let mut fresh = HashMap::new();
         for service in &config.services {
             let Some(wanted) = &service.protected else { continue };
@@ -119,7 +120,7 @@ impl Services {
                     let listener = bind_mesh_port(config, &service.name, wanted, &taken)?;
                     let port = listener.local_addr().map_or(0, |a| a.port());
                     taken.push(port);
-                    listeners.push((service.name.clone(), listener));
+                    listeners.insert(service.name.clone(), listener);
                     port
                 }
             };
@@ -138,6 +139,19 @@ impl Services {
         self.running.values()
     }
 
+    /// Returns what the proxy serves; `listeners` are those that are new.
+    pub fn inbound(&self, mut listeners: HashMap<ServiceName, TcpListener>) -> Vec<InboundService> {
+        self.running
+            .values()
+            .map(|running| InboundService {
+                id: running.name.to_string(),
+                name: running.name.clone(),
+                program: running.program,
+                listener: listeners.remove(&running.name),
+            })
+            .collect()
+    }
+
     /// Returns what the control plane is told of this host's services; `advertised` are the host's announced
     /// addresses, the first one is the main one.
     pub fn announced(&self, config: &Config, advertised: &[IpAddr]) -> Vec<Announced> {
@@ -150,7 +164,10 @@ impl Services {
                 listens: self.get(&service.name).zip(advertised.first()).map(|(running, main)| Listens {
                     port: running.settings.port,
                     address: SocketAddr::new(*main, running.settings.port),
-                    also: advertised[1..].iter().map(|ip| SocketAddr::new(*ip, running.settings.port)).collect(),
+                    also: advertised[1..]
+                        .iter()
+                        .map(|ip| SocketAddr::new(*ip, running.settings.port))
+                        .collect(),
                     mesh: SocketAddr::new(*main, running.mesh_port),
                     check: running.health.clone(),
                 }),

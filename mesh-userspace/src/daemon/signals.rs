@@ -1,6 +1,10 @@
 //! SIGTERM and SIGINT stop, SIGHUP reloads; systemd is told of it.
 
-use std::{io, os::linux::net::SocketAddrExt, os::unix::net::{SocketAddr, UnixDatagram}};
+use std::{
+    io,
+    os::linux::net::SocketAddrExt,
+    os::unix::net::{SocketAddr, UnixDatagram},
+};
 
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -8,8 +8,8 @@ use std::{
 use super::Daemon;
 use crate::{
     admin::{
-        Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection, FlowState,
-        FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
+        Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
+        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
     },
     config::{Config, Egress},
     control_plane::Health,
@@ -52,7 +52,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .map(|(role, address)| ListenerStatus { role, address })
             .collect(),
         degraded: engine.degraded(),
-        exempt: exempt(&config, &cgroups),
+        exempt: exempt(daemon, &config, &cgroups),
     }
 }
 
@@ -95,20 +95,23 @@ fn workloads(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<WorkloadStatus>
         .collect()
 }
 
-fn exempt(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<ExemptStatus> {
-    cgroups
+fn exempt(daemon: &Daemon, config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<ExemptStatus> {
+    let status = |selector: String, reason: String, matches: &dyn Fn(&str) -> bool| {
+        let own: Vec<_> = cgroups.iter().filter(|c| c.service.is_none() && matches(&c.cgroup)).collect();
+        ExemptStatus {
+            selector,
+            reason,
+            cgroups: own.iter().map(|c| c.cgroup.clone()).collect(),
+            processes: own.iter().map(|c| c.processes as u64).sum(),
+        }
+    };
+    let itself =
+        status(daemon.own_cgroup.clone(), "the daemon itself".into(), &|path| path == daemon.own_cgroup);
+    let configured = config
+        .exempt
         .iter()
-        .filter(|c| c.service.is_none())
-        .map(|c| ExemptStatus {
-            cgroup: c.cgroup.clone(),
-            reason: config
-                .exempt
-                .iter()
-                .find(|e| e.selector.matches(&c.cgroup))
-                .map_or_else(|| "the daemon itself".into(), |e| e.reason.clone()),
-            processes: c.processes as u64,
-        })
-        .collect()
+        .map(|e| status(e.selector.to_string(), e.reason.clone(), &|path| e.selector.matches(path)));
+    std::iter::once(itself).chain(configured).collect()
 }
 
 fn services(daemon: &Daemon, config: &Config) -> Vec<ServiceStatus> {
@@ -139,7 +142,9 @@ fn flow(report: &FlowReport) -> FlowStatus {
     let outbound = report.direction == Direction::Outbound;
     let (sent, received) =
         if outbound { (report.bytes_out, report.bytes_in) } else { (report.bytes_in, report.bytes_out) };
-    let text = |name: &Option<crate::identity::ServiceName>| name.as_ref().map(ToString::to_string).unwrap_or_default();
+    let text = |name: &Option<crate::identity::ServiceName>| {
+        name.as_ref().map(ToString::to_string).unwrap_or_default()
+    };
     FlowStatus {
         id: report.id,
         direction: if outbound { FlowDirection::Outbound } else { FlowDirection::Inbound },
@@ -222,7 +227,9 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         Kind::Guarded | Kind::DirectOpened => return None,
     };
     let inbound = direction == FlowDirection::Inbound;
-    let text = |name: &Option<crate::identity::ServiceName>| name.as_ref().map(ToString::to_string).unwrap_or_default();
+    let text = |name: &Option<crate::identity::ServiceName>| {
+        name.as_ref().map(ToString::to_string).unwrap_or_default()
+    };
     Some(FlowStatus {
         id: event.cookie,
         direction,
@@ -270,22 +277,23 @@ fn seconds(duration: Duration) -> i64 {
 }
 
 fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
-    let status = daemon.sync_status();
+    let Some(status) = daemon.sync_status() else { return ControlPlaneStatus::default() };
     ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
         connected: status.connected,
-        since: status.since.map(Timestamp),
+        since: status.last_contact.filter(|_| status.connected).map(Timestamp),
         stale_since: status.stale_since.map(Timestamp),
         last_error: status.last_error,
         index: status.index,
-        from_cache: status.from_cache,
+        from_cache: status.from_disk_cache,
     }
 }
 
 /// Kernel counters by their names; those of the proxy as `outbound_REASON` and `inbound_REASON`.
 fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) -> BTreeMap<String, u64> {
-    let mut all: BTreeMap<String, u64> = kernel.iter().map(|(c, value)| (c.name().to_owned(), *value)).collect();
+    let mut all: BTreeMap<String, u64> =
+        kernel.iter().map(|(c, value)| (c.name().to_owned(), *value)).collect();
     for count in daemon.proxy().refusals().snapshot() {
         let direction = if count.direction == Direction::Outbound { "outbound" } else { "inbound" };
         all.insert(format!("{direction}_{}", count.reason.replace('-', "_")), count.count);

@@ -9,18 +9,7 @@ use mesh_common::{
 };
 
 use super::{names::NameReader, sys};
-use crate::identity::ServiceName;
-
-/// What the kernel recorded of a captured connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Captured {
-    pub original_dst: SocketAddr,
-    pub source: ServiceName,
-    pub destination: ServiceName,
-    pub pid: u32,
-    pub program: String,
-    pub cookie: u64,
-}
+use crate::proxy::{CapturedFlow, CapturedFlows};
 
 /// The map `FLOWS`, read by the proxy: one system call for each connection, no lock.
 pub struct FlowMap {
@@ -33,10 +22,10 @@ impl FlowMap {
     pub fn new(map: MapData, names: NameReader, netns: u64) -> Self {
         Self { map, names, netns }
     }
+}
 
-    /// Takes the record of the connection whose connecting end is `peer`; `None` when the kernel did not put that
-    /// connection here.
-    pub fn take(&self, peer: SocketAddr) -> io::Result<Option<Captured>> {
+impl CapturedFlows for FlowMap {
+    fn take(&self, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
         let key = FlowKey { netns: self.netns, peer: Endpoint::from(peer), pad: 0 };
         let Some(record) = sys::take::<FlowKey, FlowRecord>(self.map.fd().as_fd(), &key)? else {
             return Ok(None);
@@ -47,7 +36,7 @@ impl FlowMap {
         else {
             return Ok(None);
         };
-        Ok(Some(Captured {
+        Ok(Some(CapturedFlow {
             original_dst: origin.original_dst.into(),
             source,
             destination,

@@ -24,6 +24,15 @@ pub enum Direction {
     Inbound = 1,
 }
 
+impl Direction {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
 /// How far a flow is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,7 +50,7 @@ pub struct FlowStart {
     pub direction: Direction,
     /// The other end of the accepted connection: the program (outbound) or the peer's host (inbound).
     pub peer: SocketAddr,
-    /// Inbound: the service that was dialled. Outbound: known from [`Flow::set_origin`] on.
+    /// Inbound: the service that was dialled. Outbound: part of [`Flow::origin`], once that is known.
     pub destination: Option<ServiceName>,
     /// Inbound and guard: the local address that was dialled.
     pub dialled: Option<SocketAddr>,

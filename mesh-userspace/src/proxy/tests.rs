@@ -1,6 +1,7 @@
 //! The proxy with real TLS over real sockets: two hosts' proxies in one process, programs that are plain sockets.
 //! Only the kernel's part is played by a map.
 
+mod audit;
 mod carry;
 mod load;
 mod policy;

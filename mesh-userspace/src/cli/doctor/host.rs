@@ -57,7 +57,7 @@ fn cgroup2(mountinfo: &str, root: &Path) -> Finding {
             "boot with systemd.unified_cgroup_hierarchy=1, or `mount -t cgroup2 none /sys/fs/cgroup/unified`",
         );
     };
-    let governed = mount.join(root.strip_prefix("/").unwrap_or(root));
+    let governed: PathBuf = mount.join(root.strip_prefix("/").unwrap_or(root)).components().collect();
     if !governed.is_dir() {
         let detail = format!("cgroup_root {} is not there", governed.display());
         return Finding::fail(CHECK, detail, "make the cgroup, or correct cgroup_root");
@@ -118,14 +118,14 @@ fn open_files() -> Finding {
 
 fn advertise(config: &Config) -> Finding {
     const CHECK: &str = "address";
-    let Some(ip) = config.advertise() else {
+    let Some(ip) = config.advertised().first().copied() else {
         return Finding::fail(CHECK, "this host has none that others reach", "set address.advertise");
     };
     // A port is not needed to see whether the address is this host's.
     match TcpListener::bind((ip, 0)) {
         Ok(_) => Finding::ok(
             CHECK,
-            format!("{ip}{}", if config.address.advertise.is_some() { "" } else { " (discovered)" }),
+            format!("{ip}{}", if !config.address.advertise.is_empty() { "" } else { " (discovered)" }),
         ),
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Finding::warn(
             CHECK,

@@ -53,10 +53,24 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut input = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut input).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { String::new() } else { format!("{path}: ") };
-        ApiError::BadRequest(format!("Request decode failed: {field}{}", error.into_inner()))
+        let text = readable(&error.into_inner().to_string());
+        // Where the JSON itself is broken there is no field.
+        let field = if matches!(path.as_str(), "." | "?") { String::new() } else { format!("{path}: ") };
+        ApiError::BadRequest(format!("Request decode failed: {field}{text}"))
     })?;
     let trailing = |error| ApiError::BadRequest(format!("Request decode failed: {error}"));
     input.end().map_err(trailing)?;
     Ok(value)
+}
+
+/// Leaves the second spellings of fields (`service_id` for `ServiceID`) and Rust's words for numbers out of an error.
+fn readable(error: &str) -> String {
+    let text = error.replace("expected u16", "expected a number from 0 to 65535");
+    let Some((unknown, rest)) = text.split_once(", expected one of ") else { return text };
+    let (names, position) = rest.split_once(" at line").unwrap_or((rest, ""));
+    let names: Vec<_> = names
+        .split(", ")
+        .filter(|name| !name.trim_start_matches('`').starts_with(char::is_lowercase))
+        .collect();
+    format!("{unknown}, expected one of {} at line{position}", names.join(", "))
 }
