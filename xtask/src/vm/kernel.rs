@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{apt, process, workspace};
 
@@ -27,6 +27,9 @@ pub fn fetch(release: &str) -> Result<Kernel> {
     let folder = workspace::target().join("vm").join(format!("linux-{release}"));
     if let Some(kernel) = unpacked(&folder) {
         return Ok(kernel);
+    }
+    if !apt::is_here() {
+        bail!("test kernels are Debian's packages, and there is no apt here");
     }
     let machine = apt::Source::machine();
     let (source, package) = match newest(&machine, release)? {

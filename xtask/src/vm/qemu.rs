@@ -19,6 +19,12 @@ const VERDICT: &str = "meshnode-vm: exit ";
 /// What the kernel says when a run's result means nothing any more.
 const FATAL: [&str; 4] = ["Kernel panic", "Oops:", "BUG:", "init: no root filesystem"];
 
+/// Besides saying everything on the console and ending at a panic: what costs an emulated machine most is off, and its
+/// clock is the TSC (with two CPUs Linux takes the HPET, each reading of which leaves the emulated code; the TSCs of
+/// QEMU's CPUs are the host's).
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic tsc=reliable mitigations=off no5lvl \
+    init_on_alloc=0 apparmor=0 audit=0";
+
 /// How much of the console a failure shows.
 const CONSOLE_LINES: usize = 40;
 
@@ -76,11 +82,8 @@ impl Guest {
     }
 
     fn command(&self, plan: &std::path::Path, console: &std::path::Path) -> Command {
-        let append = format!(
-            "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off meshnode.plan={} meshnode.modules={}",
-            plan.display(),
-            self.kernel.modules.display()
-        );
+        let (plan, modules) = (plan.display(), self.kernel.modules.display());
+        let append = format!("{KERNEL_ARGUMENTS} meshnode.plan={plan} meshnode.modules={modules}");
         // setpriv: the guest does not outlive this process, however this process ends.
         let mut qemu = crate::process::command("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
