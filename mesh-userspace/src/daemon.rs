@@ -136,7 +136,7 @@ impl Daemon {
 
         let kernel = Kernel::new(engine, mesh.clone());
         kernel.reconcile();
-        let recent = events::Recent::default();
+        let recent = outlets.recent;
         tokio::spawn(follow_events(outlets.events, outlets.names.clone(), recent.clone()));
         let (listeners, sockets) = Listeners::bind(&config)?;
         listeners.hand_to_kernel(&kernel, &sockets)?;

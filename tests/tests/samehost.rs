@@ -90,7 +90,8 @@ fn direct_flow_is_in_status_while_it_lives_and_its_bytes_after() {
     live.signal(nix::sys::signal::Signal::SIGKILL);
     node.wait_status("its end", |s| s.flows("web", "db").is_empty());
     // The kernel counts a FIN as a byte of the stream.
-    let about = |value: &serde_json::Value, bytes| value.as_u64().is_some_and(|v| v == bytes || v == bytes + 1);
+    let about =
+        |value: &serde_json::Value, bytes| value.as_u64().is_some_and(|v| v == bytes || v == bytes + 1);
     let ended = node.wait_status("the final counters", |s| {
         s.recent("web", "db").iter().any(|f| about(&f["bytes_sent"], 5) && about(&f["bytes_received"], 12))
     });

@@ -222,6 +222,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         Kind::WouldDeny => (FlowState::Passed, FlowDirection::Outbound),
         Kind::GuardPassed => (FlowState::Passed, FlowDirection::Inbound),
         Kind::DirectClosed => (FlowState::Closed, FlowDirection::Local),
+        Kind::DirectRevoked => (FlowState::Revoked, FlowDirection::Local),
         Kind::FlowLost => (FlowState::Failed, FlowDirection::Outbound),
         // The proxy's record of the same connection says more; an opened flow is not over.
         Kind::Guarded | Kind::DirectOpened => return None,
@@ -245,6 +246,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         age_s: 0,
         reason: match event.kind {
             Kind::DirectClosed => None,
+            Kind::DirectRevoked => Some("revoked".into()),
             Kind::FlowLost => Some("map-full".into()),
             Kind::GuardPassed => Some("guard".into()),
             _ => Some(event.reason.into()),

@@ -8,7 +8,7 @@ use mesh_common::{
     policy::PolicyKey,
 };
 
-use super::{flows::comm_text, names::NameReader, sock_diag};
+use super::{events::Recent, flows::comm_text, names::NameReader, sock_diag};
 use crate::identity::ServiceName;
 
 /// A direct flow as `status` shows it.
@@ -33,11 +33,12 @@ const STILLBORN: Duration = Duration::from_secs(10);
 pub struct DirectMap {
     map: BpfHashMap<MapData, u64, DirectFlow>,
     names: NameReader,
+    recent: Recent,
 }
 
 impl DirectMap {
-    pub fn new(map: BpfHashMap<MapData, u64, DirectFlow>, names: NameReader) -> Self {
-        Self { map, names }
+    pub fn new(map: BpfHashMap<MapData, u64, DirectFlow>, names: NameReader, recent: Recent) -> Self {
+        Self { map, names, recent }
     }
 
     /// Returns the live flows with their counters of now.
@@ -75,13 +76,17 @@ impl DirectMap {
                 again = true;
                 continue;
             }
+            self.recent.revoking(cookie);
             match sock_diag::destroy(flow.local, flow.remote, cookie) {
                 Ok(()) => {
                     let (from, to) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
                     tracing::info!(target: "audit", verdict = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
                 }
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => tracing::error!(%error, "cannot destroy the socket of a revoked flow"),
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self.recent.not_revoked(cookie),
+                Err(error) => {
+                    self.recent.not_revoked(cookie);
+                    tracing::error!(%error, "cannot destroy the socket of a revoked flow");
+                }
             }
         }
         again

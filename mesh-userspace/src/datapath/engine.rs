@@ -21,6 +21,7 @@ use super::{
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, View, desired},
     direct::{Direct, DirectMap, monotonic},
+    events::Recent,
     flows::{self, FlowMap},
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
@@ -79,6 +80,8 @@ pub struct Outlets {
     pub flows: FlowMap,
     pub events: RingBuf<MapData>,
     pub names: NameReader,
+    /// The newest events, once `events::follow` runs.
+    pub recent: Recent,
 }
 
 /// A workload's cgroup as `status` shows it.
@@ -102,7 +105,9 @@ impl Engine {
         let names = Names::adopt(tables.names());
         let classifier = Classifier::new(settings.governed.clone(), settings.rules)
             .map_err(|source| EngineError::Io { op: "scan the cgroups", source })?;
+        let recent = Recent::default();
         let outlets = Outlets {
+            recent: recent.clone(),
             flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader(), netns),
             events: typed(&mut loaded, map::EVENTS)?,
             names: names.reader(),
@@ -120,7 +125,7 @@ impl Engine {
             ));
         }
         let engine = Self {
-            direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader()),
+            direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader(), recent.clone()),
             pending: typed(&mut loaded, map::FLOWS)?,
             listeners: typed(&mut loaded, map::LISTENERS)?,
             counters: typed(&mut loaded, map::COUNTERS)?,

@@ -1,10 +1,10 @@
 //! The ring buffer: what the kernel decided, told to the audit log and to `status`.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     net::SocketAddr,
     os::fd::AsRawFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
@@ -24,6 +24,8 @@ pub enum Kind {
     GuardPassed,
     DirectOpened,
     DirectClosed,
+    /// Ended by the daemon, because no intention allows it any more.
+    DirectRevoked,
     FlowLost,
 }
 
@@ -84,22 +86,46 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
 
 /// The newest events, for `status`.
 #[derive(Clone, Default)]
-pub struct Recent(Arc<Mutex<VecDeque<Report>>>);
+pub struct Recent(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    newest: VecDeque<Report>,
+    /// Cookies of sockets that the daemon destroys; the kernel's event of their end is still to come.
+    revoked: HashSet<u64>,
+}
 
 const KEPT: usize = 256;
 
 impl Recent {
-    fn push(&self, report: Report) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() == KEPT {
-            all.pop_front();
+    fn push(&self, mut report: Report) {
+        let mut kept = self.lock();
+        if report.kind == Kind::DirectClosed && kept.revoked.remove(&report.cookie) {
+            report.kind = Kind::DirectRevoked;
         }
-        all.push_back(report);
+        if kept.newest.len() == KEPT {
+            kept.newest.pop_front();
+        }
+        kept.newest.push_back(report);
+    }
+
+    /// Says that the end of this socket's flow, which is about to be reported, is the daemon's doing.
+    pub(super) fn revoking(&self, cookie: u64) {
+        self.lock().revoked.insert(cookie);
+    }
+
+    /// Takes that back: the socket was gone already.
+    pub(super) fn not_revoked(&self, cookie: u64) {
+        self.lock().revoked.remove(&cookie);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Newest last.
     pub fn list(&self) -> Vec<Report> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lock().newest.iter().cloned().collect()
     }
 }
 
@@ -150,7 +176,7 @@ fn audit(report: &Report) {
         Kind::DirectOpened => {
             tracing::info!(target: "audit", verdict = "allow", how = "direct", source, destination, program, pid, original_dst = %remote, "connected");
         }
-        Kind::DirectClosed => {
+        Kind::DirectClosed | Kind::DirectRevoked => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
         Kind::FlowLost => {
