@@ -7,6 +7,7 @@
 mod api;
 mod api_tls;
 mod auth;
+mod bootstrap;
 mod ca;
 mod checks;
 mod duration;
@@ -32,17 +33,15 @@ use std::{
     time::Duration,
 };
 
-use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     api::{App, Shared},
     auth::{Door, Token},
-    ca::{Authority, CaError},
+    ca::CaError,
     checks::Checks,
-    issuer::{LEAF_TTL, LEAF_TTLS, LeafIssuer},
+    issuer::{LEAF_TTLS, LeafIssuer},
     listen::Doorkeeper,
-    model::Root,
     store::{Store, StoreError},
 };
 pub use self::{api_tls::ApiTlsError, files::FileError, listen::ListenError};
@@ -57,13 +56,6 @@ const LOCK_FILE: &str = "embedded.lock";
 pub const TOKEN_FILE: &str = "api-token";
 /// Shorter tokens can be guessed.
 const MIN_TOKEN: usize = 16;
-
-/// Names of settings in the store.
-const TRUST_DOMAIN: &str = "trust_domain";
-const OWN_NODE: &str = "node";
-/// The lifetime that the configuration file named when it was last read: a later change through the API stands until
-/// the file changes.
-const CONFIGURED_TTL: &str = "configured_leaf_ttl";
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -179,7 +171,7 @@ impl Embedded {
         let lock = files::lock(&state_dir.join(LOCK_FILE))?;
         let (store, written) = open_store(&state_dir.join(STORE_FILE), settings.default_policy).await?;
         let store = Arc::new(store);
-        let (trust_domain, authority) = bootstrap(&store, &settings).await?;
+        let (trust_domain, authority) = bootstrap::bootstrap(&store, &settings).await?;
         let (tracker, closing) = (TaskTracker::new(), CancellationToken::new());
         let checks = Checks::new(store.clone(), min_reap);
         let issuer = LeafIssuer::new(store.clone(), authority, trust_domain, settings.datacenter.clone());
@@ -226,6 +218,13 @@ impl Embedded {
     }
 }
 
+impl Drop for Embedded {
+    /// Whoever drops it without [`shutdown`](Self::shutdown) still ends its tasks.
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
 fn validate(settings: &Settings) -> Result<(), EmbeddedError> {
     if let Some(address) = settings.listen_tcp.filter(|address| !address.ip().is_loopback()) {
         return Err(EmbeddedError::NotLoopback(address));
@@ -260,82 +259,6 @@ async fn open_store(path: &Path, default_policy: Action) -> Result<(Store, Writt
         .await
         .map_err(|error| failed(error.to_string()))?
         .map_err(|error| failed(error.to_string()))
-}
-
-/// Brings the store in line with the settings: own node, trust domain, root, the leafs' lifetime.
-async fn bootstrap(store: &Store, settings: &Settings) -> Result<(TrustDomain, Authority), EmbeddedError> {
-    let trust_domain = trust_domain(store, settings)?;
-    let (root, authority) = root(store, &trust_domain, &settings.state_dir)?;
-    let (of_store, settings) = (trust_domain.clone(), settings.clone());
-    store
-        .write(move |txn| {
-            let old = txn.tables.setting(OWN_NODE).filter(|old| *old != settings.node).map(str::to_owned);
-            if let Some(old) = old {
-                // The host was renamed: what ran under the old name is registered anew under the new one.
-                txn.delete_node(&old.into());
-            }
-            let address = settings.node_address.to_string();
-            registration::ensure_node(txn, &settings.node, Some(&address), &settings.datacenter)?;
-            txn.put_setting(OWN_NODE, &settings.node);
-            txn.put_setting(TRUST_DOMAIN, of_store.as_str());
-            if let Some(root) = root {
-                txn.put_root(root);
-            }
-            let ttl = duration::text(settings.leaf_ttl);
-            if txn.tables.setting(CONFIGURED_TTL) != Some(&ttl) {
-                let mut config = txn.tables.ca_config().config.clone();
-                config.insert(LEAF_TTL.to_owned(), ttl.clone());
-                txn.put_ca_config(config);
-                txn.put_setting(CONFIGURED_TTL, &ttl);
-            }
-            Ok::<_, registration::Refusal>(())
-        })
-        .await
-        .map_err(|refusal| EmbeddedError::Ca(refusal.to_string()))?;
-    Ok((trust_domain, authority))
-}
-
-fn trust_domain(store: &Store, settings: &Settings) -> Result<TrustDomain, EmbeddedError> {
-    let tables = store.tables();
-    let stored: Option<TrustDomain> = match tables.setting(TRUST_DOMAIN) {
-        Some(text) => {
-            Some(text.parse().map_err(|source| EmbeddedError::Name { field: "trust_domain", source })?)
-        }
-        None => None,
-    };
-    match (stored, settings.trust_domain.clone()) {
-        (Some(stored), Some(configured)) if stored != configured => {
-            Err(EmbeddedError::TrustDomain { stored, configured, state_dir: settings.state_dir.clone() })
-        }
-        (Some(known), _) | (None, Some(known)) => Ok(known),
-        (None, None) => {
-            let made = format!("{}.consul", uuid::Uuid::new_v4());
-            made.parse().map_err(|source| EmbeddedError::Name { field: "trust_domain", source })
-        }
-    }
-}
-
-/// Returns the CA, with the root's row where it was made just now. Its key is in a file of its own, written before
-/// the store names the root.
-fn root(
-    store: &Store,
-    trust_domain: &TrustDomain,
-    state_dir: &Path,
-) -> Result<(Option<Root>, Authority), EmbeddedError> {
-    let tables = store.tables();
-    if let Some(root) = tables.active_root() {
-        let path = key_file(state_dir, root);
-        let key = files::read_private(&path)?.ok_or(EmbeddedError::NoKey(path))?;
-        return Ok((None, Authority::load(root, &key)?));
-    }
-    let (root, key) = Authority::generate(trust_domain, OffsetDateTime::now_utc())?;
-    files::write_private(&key_file(state_dir, &root), &key)?;
-    let authority = Authority::load(&root, &key)?;
-    Ok((Some(root), authority))
-}
-
-fn key_file(state_dir: &Path, root: &Root) -> PathBuf {
-    state_dir.join(format!("ca-key-{}.pem", root.id.replace(':', "")))
 }
 
 /// The bound listeners, ready to be served.

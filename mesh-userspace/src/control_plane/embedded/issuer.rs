@@ -87,8 +87,7 @@ impl LeafIssuer {
         }
         let (ttl, now) = (self.leaf_ttl(), OffsetDateTime::now_utc());
         let leaf = self.authority.issue(&self.spiffe_id(service), ttl, now)?;
-        let part = RENEW_AT.0 + (RENEW_AT.1 - RENEW_AT.0) * rand::random::<f32>();
-        let due = Instant::now() + self.authority.lifetime(ttl, now).mul_f32(part);
+        let due = Instant::now() + renew_after(self.authority.lifetime(ttl, now), rand::random());
         let name: Arc<str> = service.as_str().into();
         let key = name.clone();
         let leaf = self
@@ -113,5 +112,24 @@ impl LeafIssuer {
         let tables = self.store.tables();
         let configured = tables.ca_config().config.get(LEAF_TTL).and_then(|text| duration::parse(text));
         configured.unwrap_or(*LEAF_TTLS.end()).clamp(*LEAF_TTLS.start(), *LEAF_TTLS.end())
+    }
+}
+
+/// Returns after what part of its life a leaf is renewed; `draw` is from 0 to 1.
+fn renew_after(lifetime: Duration, draw: f32) -> Duration {
+    lifetime.mul_f32(RENEW_AT.0 + (RENEW_AT.1 - RENEW_AT.0) * draw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_renewed_with_a_third_of_its_life_left_at_least_and_not_always_at_once() {
+        for lifetime in [*LEAF_TTLS.start(), *LEAF_TTLS.end()] {
+            let (first, last) = (renew_after(lifetime, 0.0), renew_after(lifetime, 1.0));
+            assert!(first < last);
+            assert!(lifetime - last > lifetime / 3);
+        }
     }
 }

@@ -249,10 +249,7 @@ pub fn maintenance(txn: &mut Txn, key: &Key, reason: Option<&str>) -> Result<(),
 
 /// Writes a new intention, or one with an id that is there; refuses a pair that another one has.
 pub fn put_intention(txn: &mut Txn, row: IntentionRow) -> Result<(), Refusal> {
-    let same_pair = txn.tables.intentions().into_iter().find(|other| {
-        other.source == row.source && other.destination == row.destination && other.id != row.id
-    });
-    match same_pair {
+    match txn.tables.intention_of(&row.source, &row.destination).filter(|other| other.id != row.id) {
         Some(other) => Err(Refusal::Duplicate(describe(other))),
         None => {
             txn.put_intention(row);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Root, Service, Status};
-use crate::intention::{Action, Intentions};
+use crate::intention::{Action, Intentions, Pattern};
 
 type Name = Arc<str>;
 
@@ -127,6 +127,11 @@ impl Tables {
 
     pub fn intention(&self, id: &str) -> Option<&Arc<IntentionRow>> {
         self.intentions.get(id)
+    }
+
+    /// Returns the intention for just this pair.
+    pub fn intention_of(&self, source: &Pattern, destination: &Pattern) -> Option<&Arc<IntentionRow>> {
+        self.intentions.values().find(|row| row.source == *source && row.destination == *destination)
     }
 
     /// All intentions in the order in which Consul lists them.

@@ -18,7 +18,6 @@ use crate::{
     control_plane::embedded::{
         model::IntentionRow,
         registration::{self, Refusal},
-        tables::Tables,
         topics::Topic,
     },
     identity::ServiceName,
@@ -140,7 +139,7 @@ pub async fn check(read: Read) -> Response {
 pub async fn exact(read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
         let (source, destination) = pair(&read)?;
-        Ok(view::intention(of_pair(tables, &source, &destination).ok_or(Refusal::NoExact)?))
+        Ok(view::intention(tables.intention_of(&source, &destination).ok_or(Refusal::NoExact)?))
     })
     .await
 }
@@ -162,7 +161,7 @@ pub async fn put_exact(read: Read, Json(mut body): Json<IntentionBody>) -> Resul
     read.app
         .store
         .write(move |txn| {
-            let old = of_pair(&txn.tables, &source, &destination);
+            let old = txn.tables.intention_of(&source, &destination);
             row.id = old.map_or_else(|| uuid::Uuid::new_v4().to_string().into(), |old| old.id.clone());
             row.created_at = old.map_or_else(|| txn.now_text(), |old| old.created_at.clone());
             row.updated_at = txn.now_text();
@@ -178,7 +177,7 @@ pub async fn delete_exact(read: Read) -> Result<Response, ApiError> {
     read.app
         .store
         .write(move |txn| {
-            let id = of_pair(&txn.tables, &source, &destination).map(|row| row.id.clone());
+            let id = txn.tables.intention_of(&source, &destination).map(|row| row.id.clone());
             if let Some(id) = id {
                 txn.delete_intention(&id);
             }
@@ -191,11 +190,6 @@ pub async fn delete_exact(read: Read) -> Result<Response, ApiError> {
 fn pair(read: &Read) -> Result<(Pattern, Pattern), ApiError> {
     let (source, destination) = (read.required("source")?, read.required("destination")?);
     Ok((pattern("source", source)?, pattern("destination", destination)?))
-}
-
-fn of_pair<'a>(tables: &'a Tables, source: &Pattern, destination: &Pattern) -> Option<&'a IntentionRow> {
-    let same = |row: &&std::sync::Arc<IntentionRow>| row.source == *source && row.destination == *destination;
-    tables.intentions().into_iter().find(same).map(|row| &**row)
 }
 
 /// Consul writes `default/web` where namespaces may be.
