@@ -49,6 +49,7 @@ use services::Services;
 pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let telemetry = telemetry::init(&config.log, config.log_format)?;
     make_directories(&config)?;
+    place::raise_file_limit();
     let governed = Governed::find(&config.cgroup_root.to_string_lossy())?;
     let own = place::enter_own_cgroup(&governed)?;
     for service in &config.services {

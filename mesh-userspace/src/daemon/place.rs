@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::datapath::cgroup::{self, CgroupError, Governed};
 
@@ -45,6 +46,21 @@ fn systemd_unit_cgroup(governed: &Governed) -> Result<Option<PathBuf>, PlaceErro
     let own = cgroup::own_path().map_err(PlaceError::Own)?;
     let path = governed.path().join(own.trim_start_matches('/'));
     Ok((own.ends_with(".service") && path.is_dir()).then_some(path))
+}
+
+/// A proxied flow takes two descriptors; the default limit of 1024 would end at 500 flows.
+const WANTED_FILES: u64 = 1_048_576;
+
+/// Raises the limit of open files as far as it goes.
+pub fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let most = WANTED_FILES.max(hard);
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard.max(soft), hard))
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// What a running daemon needs: BPF maps (`CAP_BPF`), destroying sockets and asking what is attached

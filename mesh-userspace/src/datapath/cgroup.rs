@@ -38,7 +38,7 @@ impl Governed {
             source,
         })?;
         let mount = mount_point(&mountinfo).ok_or(CgroupError::NotMounted)?;
-        let path = mount.join(cgroup_root.trim_start_matches('/'));
+        let path: PathBuf = mount.join(cgroup_root.trim_start_matches('/')).components().collect();
         let id = id_of(&path).map_err(|source| CgroupError::Root { path: path.clone(), mount, source })?;
         Ok(Self { path, id })
     }

@@ -9,7 +9,7 @@ use mesh_common::{
 };
 
 use super::{events::Recent, flows::comm_text, names::NameReader, sock_diag};
-use crate::identity::ServiceName;
+use crate::{identity::ServiceName, telemetry::AUDIT};
 
 /// A direct flow as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl DirectMap {
             match sock_diag::destroy(flow.local, flow.remote, cookie) {
                 Ok(()) => {
                     let (from, to) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
-                    tracing::info!(target: "audit", verdict = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
+                    tracing::info!(target: AUDIT, decision = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
                 }
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self.recent.not_revoked(cookie),
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsRawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -13,7 +13,7 @@ use mesh_common::event::{self, Event};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{flows::comm_text, names::NameReader};
-use crate::identity::ServiceName;
+use crate::{identity::ServiceName, proxy::RateLimit, telemetry::AUDIT};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,13 +132,14 @@ impl Recent {
 /// Reads events until the task is dropped.
 pub async fn follow(ring: RingBuf<MapData>, names: NameReader, recent: Recent) -> std::io::Result<()> {
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
+    let limit = RateLimit::per_second(AUDITED_PER_SECOND);
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
         let mut ready = ring.readable_mut().await?;
         while let Some(item) = ready.get_inner_mut().0.next() {
             match parse(&item, &names, SystemTime::now()) {
                 Some(report) => {
-                    audit(&report);
+                    audit(&report, &limit);
                     recent.push(report);
                 }
                 None => tracing::warn!(len = item.len(), "an event that this version does not know"),
@@ -156,25 +157,28 @@ impl AsRawFd for Ring {
     }
 }
 
-fn audit(report: &Report) {
+/// A program that tries again and again must not fill the disk; the counters have every event.
+const AUDITED_PER_SECOND: u32 = 100;
+
+fn audit(report: &Report, limit: &RateLimit) {
+    let Some(unlogged_before) = limit.permit(Instant::now()) else { return };
     let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let (source, destination) = (text(&report.source), text(&report.destination));
     let Report { reason, pid, program, local, remote, .. } = report;
     match report.kind {
         Kind::Denied => {
-            tracing::info!(target: "audit", verdict = "deny", reason, source, destination, program, pid, original_dst = %remote, "connect denied by the kernel");
+            tracing::info!(target: AUDIT, decision = "deny", reason, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect denied by the kernel");
         }
         Kind::WouldDeny => {
-            tracing::info!(target: "audit", verdict = "would-deny", reason, source, destination, program, pid, original_dst = %remote, "connect let through: the service is permissive");
+            tracing::info!(target: AUDIT, decision = "would-deny", reason, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");
         }
-        Kind::Guarded => {
-            tracing::info!(target: "audit", verdict = "deny", reason = "guard", destination, from = %remote, to = %local, "connection from outside the mesh steered to the guard");
-        }
+        // The proxy's guard says it, with the connection at hand.
+        Kind::Guarded => {}
         Kind::GuardPassed => {
-            tracing::info!(target: "audit", verdict = "would-deny", reason = "guard", destination, from = %remote, to = %local, "connection from outside the mesh let through: the service is permissive");
+            tracing::info!(target: AUDIT, decision = "would-deny", reason = "guard", destination, from = %remote, to = %local, unlogged_before, "connection from outside the mesh let through: the service is permissive");
         }
         Kind::DirectOpened => {
-            tracing::info!(target: "audit", verdict = "allow", how = "direct", source, destination, program, pid, original_dst = %remote, "connected");
+            tracing::info!(target: AUDIT, decision = "allow", how = "direct", source, destination, program, pid, original_dst = %remote, unlogged_before, "connected");
         }
         Kind::DirectClosed | Kind::DirectRevoked => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");

@@ -28,6 +28,8 @@ pub(super) async fn accept_all(
         };
         match accepted {
             Ok((stream, peer)) => {
+                // A listener for both families reports IPv4 peers as IPv4-mapped.
+                let peer = socket::canonical(peer);
                 trouble.over(what);
                 // It fails only for a connection that is gone already.
                 if socket::reset_on_drop(&stream).is_ok() {

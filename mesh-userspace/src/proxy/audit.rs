@@ -8,15 +8,13 @@ use std::{
 use tracing::info;
 
 use super::{flow::Flow, reason::Reason};
-use crate::tls::PeerError;
-
-const TARGET: &str = "audit";
+use crate::{telemetry::AUDIT, tls::PeerError};
 
 /// Notes that `flow` was allowed and is open now.
 pub(super) fn allowed(flow: &Flow, tls: &'static str) {
     let Some(origin) = flow.origin() else { return };
     info!(
-        target: TARGET,
+        target: AUDIT,
         decision = "allow",
         flow = flow.id,
         direction = flow.direction().name(),
@@ -50,7 +48,7 @@ pub(super) fn refused(flow: &Flow, reason: &Reason, unlogged: u64) {
     let origin = flow.origin();
     let destination = origin.map(|o| &o.destination).or(flow.start.destination.as_ref());
     info!(
-        target: TARGET,
+        target: AUDIT,
         decision = if reason.is_refusal() { "deny" } else { "cut" },
         flow = flow.id,
         direction = flow.direction().name(),
@@ -67,7 +65,7 @@ pub(super) fn refused(flow: &Flow, reason: &Reason, unlogged: u64) {
 }
 
 /// Lets a few lines per second through, and counts the others.
-pub(super) struct RateLimit {
+pub(crate) struct RateLimit {
     per_second: u32,
     window: Mutex<Window>,
 }
@@ -79,12 +77,12 @@ struct Window {
 }
 
 impl RateLimit {
-    pub(super) fn per_second(per_second: u32) -> Self {
+    pub(crate) fn per_second(per_second: u32) -> Self {
         Self { per_second, window: Mutex::new(Window { since: None, used: 0, suppressed: 0 }) }
     }
 
     /// Returns how many were held back since the last that was not, or `None` to hold this one back too.
-    pub(super) fn permit(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn permit(&self, now: Instant) -> Option<u64> {
         let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if window.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             (window.since, window.used) = (Some(now), 0);

@@ -48,7 +48,7 @@ pub(super) async fn serve(
         direction: Direction::Inbound,
         peer,
         destination: Some(target.name.clone()),
-        dialled: mesh.local_addr().ok(),
+        dialled: mesh.local_addr().ok().map(socket::canonical),
     });
     let outcome = tokio::select! {
         biased;

@@ -1,6 +1,6 @@
 //! Options of the sockets that carry flows.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -44,4 +44,9 @@ pub(super) fn reset_on_drop(stream: &TcpStream) -> io::Result<()> {
 pub(super) fn close_cleanly(program: &TcpStream, mesh: &TcpStream) -> Result<(), Reason> {
     SockRef::from(program).set_linger(None).map_err(|e| Reason::ProgramReset(e.kind()))?;
     SockRef::from(mesh).set_linger(None).map_err(|e| Reason::PeerReset(e.kind()))
+}
+
+/// Returns an IPv4-mapped address as IPv4.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
