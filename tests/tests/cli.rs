@@ -70,9 +70,10 @@ fn attachment_that_is_gone_is_seen_to_be_gone() {
     // The pins of the links are what holds them: without, and without the daemon's own reference, they detach.
     mesh.a.host.run("", &["sh", "-c", "rm -r /sys/fs/bpf/meshnode"]).ok();
     let status = mesh.a.wait_status("the loss to be seen", |s| {
-        s.list("attachments").iter().any(|a| a["state"] != "attached") || !s.list("degraded").is_empty()
+        s.list("attachments").iter().all(|a| a["state"] == "missing")
     });
-    eprintln!("{:#}", status.0["attachments"]);
+    let degraded = status.0["degraded"].to_string();
+    assert!(degraded.contains("cgroup/connect4 is not in effect"), "{degraded}");
 }
 
 #[test]

@@ -41,6 +41,13 @@ pub fn meshnode() -> Result<()> {
     process::run(&mut cargo)
 }
 
+/// Builds the demo with the programs that it starts beside itself.
+pub fn demo() -> Result<()> {
+    let mut cargo = process::command(workspace::cargo());
+    cargo.args(["build", "--package", "mesh-tests", "--bins"]);
+    process::run(&mut cargo)
+}
+
 /// Has the programs that this cargo builds and starts run by root: as they are for root itself, else through sudo.
 pub fn as_root(cargo: &mut std::process::Command) {
     if !crate::apt::is_root() {

@@ -20,6 +20,7 @@ pub fn run(args: &Args) -> Result<()> {
     setup::run(Purpose::Test)?;
     build_ebpf::run(&build_ebpf::Args::default())?;
     artifacts::meshnode()?;
+    artifacts::demo()?;
     let mut cargo = process::command(workspace::cargo());
     cargo.args(["run", "--quiet", "--package", "mesh-tests", "--bin", "demo", "--"]);
     if args.keep {

@@ -69,6 +69,7 @@ impl Kernel {
         };
         let mut mesh = self.mesh.subscribe();
         let mut sweep = interval(SWEEP_INTERVAL);
+        let mut said = self.lock().degraded();
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -85,7 +86,15 @@ impl Kernel {
                         tracing::error!(%error, "cannot read the host's addresses");
                     }
                 }
-                _ = sweep.tick() => self.lock().sweep(),
+                _ = sweep.tick() => {
+                    let mut engine = self.lock();
+                    engine.sweep();
+                    let now = engine.degraded();
+                    for line in now.iter().filter(|line| !said.contains(line)) {
+                        tracing::error!("{line}");
+                    }
+                    said = now;
+                }
             }
             self.reconcile();
         }

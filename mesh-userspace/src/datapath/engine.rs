@@ -262,7 +262,7 @@ impl Engine {
             .incomplete()
             .iter()
             .map(|name| format!("map {name} is full: what it lacks is denied"));
-        self.degraded.iter().cloned().chain(full).collect()
+        gone.chain(self.degraded.iter().cloned()).chain(full).collect()
     }
 }
 

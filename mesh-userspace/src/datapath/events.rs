@@ -131,8 +131,8 @@ impl Recent {
 
 /// Reads events until the task is dropped.
 pub async fn follow(ring: RingBuf<MapData>, names: NameReader, recent: Recent) -> std::io::Result<()> {
-    // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let limit = RateLimit::per_second(AUDITED_PER_SECOND);
+    // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
         let mut ready = ring.readable_mut().await?;
