@@ -257,6 +257,14 @@ impl Engine {
 
     /// Returns what does not work as it should, in words for people.
     pub fn degraded(&self) -> Vec<String> {
+        let gone =
+            self.attachments().into_iter().filter(|(_, _, state, _)| *state != AttachState::Attached).map(
+                |(_, hook, _, detail)| {
+                    format!(
+                        "{hook} is not in effect ({detail}): programs may bypass the mesh; restart the daemon"
+                    )
+                },
+            );
         let full = self
             .tables
             .incomplete()
