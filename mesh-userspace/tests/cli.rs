@@ -206,7 +206,7 @@ impl Drop for Cgroup {
 #[test]
 fn exec_runs_the_command_inside_a_real_cgroup() {
     let Some(cgroup) = Cgroup::new() else {
-        eprintln!("SKIPPED: needs root and cgroup v2");
+        eprintln!("SKIP: needs root and cgroup v2");
         return;
     };
     let procs = cgroup.0.join("cgroup.procs");

@@ -153,7 +153,7 @@ fn only_root_and_the_owner_are_permitted() {
 #[test]
 fn another_user_is_refused_even_where_the_file_lets_him_in() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root to act as another user");
+        eprintln!("SKIP: needs root to act as another user");
         return;
     }
     let server = running();
