@@ -23,15 +23,17 @@ async fn store(server: &Server) -> Vec<String> {
 }
 
 /// (method, path, a body that is accepted).
+/// No TCP check is among them, not even a sidecar's default one: these bodies are mutated, and the server would dial
+/// whatever address comes out.
 const WRITES: [(&str, &str, &str); 9] = [
     (
         "PUT",
         "/v1/agent/service/register",
-        r#"{"Name":"db","ID":"db1","Port":5432,"Address":"10.0.0.1","Tags":["a"],"Meta":{"k":"v"},
+        r#"{"Name":"db","ID":"db1","Port":5432,"Address":"127.0.0.1","Tags":["a"],"Meta":{"k":"v"},
             "Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,
-            "TaggedAddresses":{"lan":{"Address":"10.0.0.1","Port":5432}},
-            "Checks":[{"Name":"t","TTL":"10s","Status":"passing"},{"TCP":"10.0.0.1:1","Interval":"10s"}],
-            "Connect":{"SidecarService":{"Proxy":{"Upstreams":[
+            "TaggedAddresses":{"lan":{"Address":"127.0.0.1","Port":5432}},
+            "Checks":[{"Name":"t","TTL":"10s","Status":"passing"},{"CheckID":"u","TTL":"20s"}],
+            "Connect":{"SidecarService":{"Check":{"TTL":"10s"},"Proxy":{"Upstreams":[
                 {"DestinationName":"cache","LocalBindPort":9191}]}}}}"#,
     ),
     (
