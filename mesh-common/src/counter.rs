@@ -20,10 +20,12 @@ pub enum Counter {
     FlowLost = 13,
     /// Events that did not fit into the ring buffer.
     EventLost = 14,
+    DeniedBind = 15,
+    DeniedMptcp = 16,
 }
 
 impl Counter {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -39,6 +41,8 @@ impl Counter {
         Self::GuardDropped,
         Self::FlowLost,
         Self::EventLost,
+        Self::DeniedBind,
+        Self::DeniedMptcp,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -59,6 +63,8 @@ impl Counter {
             Self::GuardDropped => "guard_dropped",
             Self::FlowLost => "flow_lost",
             Self::EventLost => "event_lost",
+            Self::DeniedBind => "denied_bind",
+            Self::DeniedMptcp => "denied_mptcp",
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct Event {
 }
 contract!(Event, 136);
 
-/// `connect()` was answered with `EPERM`; `reason` says why.
+/// `connect()` or `bind()` was answered with `EPERM`, `socket()` with `EPROTONOSUPPORT`; `reason` says why.
 pub const EVENT_DENIED: u32 = 1;
 /// The same would have been denied, but the destination is permissive.
 pub const EVENT_WOULD_DENY: u32 = 2;
@@ -63,6 +63,10 @@ pub const REASON_MESH_ONLY: u32 = 5;
 pub const REASON_MAP_FULL: u32 = 6;
 /// The daemon does not listen in the caller's network namespace.
 pub const REASON_NO_LISTENER: u32 = 7;
+/// `bind()` to a protected port by a process that is not the service.
+pub const REASON_BIND: u32 = 8;
+/// `socket()` for MPTCP, whose `connect()` runs no hook.
+pub const REASON_MPTCP: u32 = 9;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -74,6 +78,8 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_MESH_ONLY => "mesh-only",
         REASON_MAP_FULL => "map-full",
         REASON_NO_LISTENER => "no-listener",
+        REASON_BIND => "bind",
+        REASON_MPTCP => "mptcp",
         _ => "none",
     }
 }

@@ -3,10 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, bpf_sock},
-    helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_socket_cookie,
-        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release,
-    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release},
     programs::SockAddrContext,
 };
 use mesh_common::{
@@ -22,7 +19,7 @@ use mesh_common::{
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
 
-use crate::{context, context::Family, maps, report};
+use crate::{caller, context, context::Family, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -30,9 +27,6 @@ const EPERM: i32 = 0;
 /// `SOCK_STREAM` and `IPPROTO_TCP`.
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
-
-/// Cgroups deeper than this below the root are not looked at; the daemon refuses selectors that go deeper.
-const MAX_DEPTH: i32 = 24;
 
 const LOOPBACK4: Addr = Addr::from_v4(u32::from_ne_bytes([127, 0, 0, 1]));
 const LOOPBACK6: Addr = Addr::from_v6([0, 0, 0, 1_u32.to_be()]);
@@ -66,7 +60,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     let remote = context::dialled(ctx, family);
     let unknown = Denial { reason: event::REASON_NOT_SYNCED, source: 0, destination: 0, remote };
     let Some(settings) = maps::SETTINGS.get(0) else { return Err(unknown) };
-    let caller = caller(settings);
+    let caller = caller::caller(settings);
     // An earlier connect() on this socket may have left its state, whoever made it: it is over.
     // SAFETY: `sk` is the context's own socket.
     let _ = unsafe { maps::SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
@@ -102,33 +96,6 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         }
         Verdict::Deny(reason) => refused(reason),
     }
-}
-
-/// The caller's workload: the deepest cgroup among the task's ancestors that has one.
-#[inline(always)]
-fn caller(settings: &Settings) -> Caller {
-    let mut found = Caller::Unmanaged;
-    let mut own = 0;
-    for level in 0..MAX_DEPTH {
-        // SAFETY: the helper takes a plain number. 0 means that the task is not that deep.
-        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-        if id == 0 {
-            break;
-        }
-        own = id;
-        // SAFETY: the entry is copied at once; the daemon replaces entries, it does not edit them in place.
-        if let Some(workload) = unsafe { maps::WORKLOADS.get(id) } {
-            found = if workload.flags & policy::WORKLOAD_EXEMPT != 0 {
-                Caller::Exempt
-            } else {
-                Caller::Workload {
-                    service: workload.service,
-                    mesh_only: workload.flags & policy::WORKLOAD_MESH_ONLY != 0,
-                }
-            };
-        }
-    }
-    if found == Caller::Unmanaged && own > settings.classified_up_to { Caller::Unclassified } else { found }
 }
 
 #[inline(always)]
@@ -256,18 +223,12 @@ fn deny(ctx: &SockAddrContext, denial: &Denial) {
 
 #[inline(always)]
 fn emit(ctx: &SockAddrContext, kind: u32, denial: &Denial) {
-    let mut event = report::blank(kind);
-    event.reason = denial.reason;
+    let mut event = report::by_caller(kind, denial.reason);
     event.source = denial.source;
     event.destination = denial.destination;
     event.remote = denial.remote;
-    event.pid = ctx.tgid();
-    event.comm = ctx.command().unwrap_or([0; COMM_LEN]);
     event.netns = context::netns_of(ctx);
-    // SAFETY: the helpers take nothing, and the program's own context.
-    unsafe {
-        event.cgroup = bpf_get_current_cgroup_id();
-        event.cookie = bpf_get_socket_cookie(ctx.as_ptr());
-    }
+    // SAFETY: the helper takes the program's own context.
+    event.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     report::emit(&event);
 }

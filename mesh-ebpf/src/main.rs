@@ -3,17 +3,20 @@
 #![no_std]
 #![no_main]
 
+mod bind;
+mod caller;
 mod connect;
 mod context;
 mod maps;
 mod peername;
 mod report;
 mod sk_lookup;
+mod sock_create;
 mod sock_ops;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, sk_lookup as sk_lookup_program, sock_ops as sock_ops_program},
-    programs::{SkLookupContext, SockAddrContext, SockOpsContext},
+    macros::{cgroup_sock, cgroup_sock_addr, sk_lookup as sk_lookup_program, sock_ops as sock_ops_program},
+    programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
 
 /// `cgroup/connect4`: 1 lets the call proceed, 0 makes it fail with `EPERM`.
@@ -25,6 +28,22 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
     connect::connect(&ctx, context::Family::V6)
+}
+
+/// `cgroup/bind4`: as `connect4`.
+#[cgroup_sock_addr(bind4)]
+pub fn mesh_bind4(ctx: SockAddrContext) -> i32 {
+    bind::bind(&ctx, context::Family::V4)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn mesh_bind6(ctx: SockAddrContext) -> i32 {
+    bind::bind(&ctx, context::Family::V6)
+}
+
+#[cgroup_sock(sock_create)]
+pub fn mesh_sock_create(ctx: SockContext) -> i32 {
+    sock_create::sock_create(&ctx)
 }
 
 #[cgroup_sock_addr(getpeername4)]

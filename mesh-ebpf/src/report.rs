@@ -1,7 +1,10 @@
 //! Counters and events.
 
-use aya_ebpf::{bindings::BPF_RB_FORCE_WAKEUP, helpers::generated::bpf_ktime_get_ns};
-use mesh_common::{addr::Endpoint, counter::Counter, event::Event};
+use aya_ebpf::helpers::{
+    bpf_get_current_comm,
+    generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+};
+use mesh_common::{addr::Endpoint, counter::Counter, event::Event, flow::COMM_LEN};
 
 use crate::maps;
 
@@ -39,10 +42,24 @@ pub fn blank(kind: u32) -> Event {
     }
 }
 
+/// An event about what the current task asked for.
+#[inline(always)]
+pub fn by_caller(kind: u32, reason: u32) -> Event {
+    let mut event = blank(kind);
+    event.reason = reason;
+    event.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    // SAFETY: the helpers take nothing.
+    unsafe {
+        event.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        event.cgroup = bpf_get_current_cgroup_id();
+    }
+    event
+}
+
 /// Hands `event` to the daemon; counts it when there is no room.
 #[inline(always)]
 pub fn emit(event: &Event) {
-    if maps::EVENTS.output(event, BPF_RB_FORCE_WAKEUP.into()).is_err() {
+    if maps::EVENTS.output(event, 0).is_err() {
         count(Counter::EventLost);
     }
 }

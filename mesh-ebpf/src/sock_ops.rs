@@ -5,7 +5,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_ESTABLISHED,
+        BPF_TCP_FIN_WAIT1,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
     programs::SockOpsContext,
@@ -13,7 +14,7 @@ use aya_ebpf::{
 use mesh_common::{
     counter::Counter,
     event,
-    flow::{self, FlowKey, FlowRecord, SocketState},
+    flow::{self, DirectFlow, FlowKey, FlowRecord, SocketState},
 };
 
 use crate::{context, maps, report};
@@ -64,18 +65,22 @@ fn netns_of(ctx: &SockOpsContext) -> u64 {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     let Some(state) = state_of(ctx) else { return };
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     if state.disposition != flow::SOCKET_DIRECT {
         return;
     }
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     let (local, remote) = context::ends(ctx);
-    if let Some(entry) = maps::DIRECT.get_ptr_mut(cookie_of(ctx)) {
-        // SAFETY: only this socket's callbacks write the entry.
-        unsafe {
-            (*entry).local = local;
-            (*entry).remote = remote;
-            (*entry).state = flow::DIRECT_CONNECTING;
-        }
+    let flow = DirectFlow {
+        origin: state.origin,
+        netns: netns_of(ctx),
+        local,
+        remote,
+        state: flow::DIRECT_CONNECTING,
+        pad: 0,
+    };
+    // Also when the entry is gone: with TCP_FASTOPEN_CONNECT the SYN may come long after connect(), past the sweep.
+    if maps::DIRECT.insert(cookie_of(ctx), flow, BPF_ANY.into()).is_err() {
+        report::count(Counter::DeniedMapFull);
     }
 }
 
@@ -110,11 +115,30 @@ fn established(ctx: &SockOpsContext) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     let Some(state) = state_of(ctx) else { return };
-    if state.disposition != flow::SOCKET_DIRECT {
-        return;
+    if state.disposition == flow::SOCKET_DIRECT {
+        let _ = maps::DIRECT.remove(cookie_of(ctx));
+        emit(ctx, event::EVENT_DIRECT_CLOSED, &state);
+    } else if is_abort(ctx.arg(0)) {
+        forget(ctx);
     }
-    let _ = maps::DIRECT.remove(cookie_of(ctx));
-    emit(ctx, event::EVENT_DIRECT_CLOSED, &state);
+}
+
+/// Whether a socket that was in state `old` ended by a reset: in order it passes through FIN_WAIT2 or LAST_ACK. One that
+/// sent its bytes and a FIN is still to be accepted, and its record to be taken.
+#[inline(always)]
+fn is_abort(old: u32) -> bool {
+    matches!(old, BPF_TCP_ESTABLISHED | BPF_TCP_CLOSE_WAIT | BPF_TCP_FIN_WAIT1)
+}
+
+/// `accept()` may never return a connection that was reset: its record goes, if nobody took it and it is its own.
+#[inline(always)]
+fn forget(ctx: &SockOpsContext) {
+    let (local, _) = context::ends(ctx);
+    let key = FlowKey { netns: netns_of(ctx), peer: local, pad: 0 };
+    // SAFETY: the entry is read at once.
+    if unsafe { maps::FLOWS.get(key) }.is_some_and(|record| record.cookie == cookie_of(ctx)) {
+        let _ = maps::FLOWS.remove(key);
+    }
 }
 
 #[inline(always)]

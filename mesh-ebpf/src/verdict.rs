@@ -103,6 +103,20 @@ pub fn decide(caller: Caller, target: Target, allowed: bool, mode: Mode) -> Verd
     }
 }
 
+/// What happens to a `bind()` to a port that belongs to `service`.
+///
+/// A cgroup that is not scanned yet is let through, and counted: it is most likely the service itself that just
+/// started, and a database that cannot start because the daemon is down would be an outage made by the mesh.
+#[inline(always)]
+pub fn decide_bind(caller: Caller, service: ServiceId, permissive: bool) -> Verdict {
+    match caller {
+        Caller::Exempt => Verdict::Pass,
+        Caller::Workload { service: own, .. } if own == service => Verdict::Pass,
+        Caller::Workload { .. } | Caller::Unmanaged => refuse(permissive, event::REASON_BIND),
+        Caller::Unclassified => Verdict::WouldDeny(event::REASON_UNCLASSIFIED),
+    }
+}
+
 #[inline(always)]
 fn refuse(permissive: bool, reason: u32) -> Verdict {
     if permissive { Verdict::WouldDeny(reason) } else { Verdict::Deny(reason) }
@@ -190,6 +204,23 @@ mod tests {
         assert_eq!(decide(caller, Target::Outside, false, LIVE), Verdict::Deny(event::REASON_MESH_ONLY));
         assert_eq!(decide(caller, REMOTE, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
         assert_eq!(decide(WEB, Target::Outside, false, LIVE), Verdict::Pass);
+    }
+
+    #[test]
+    fn a_protected_port_is_bound_by_its_service_and_by_nobody_else() {
+        assert_eq!(decide_bind(WEB, 1, false), Verdict::Pass);
+        assert_eq!(decide_bind(Caller::Exempt, 1, false), Verdict::Pass);
+        assert_eq!(decide_bind(WEB, 2, false), Verdict::Deny(event::REASON_BIND));
+        assert_eq!(decide_bind(Caller::Unmanaged, 1, false), Verdict::Deny(event::REASON_BIND));
+        assert_eq!(decide_bind(Caller::Unmanaged, 1, true), Verdict::WouldDeny(event::REASON_BIND));
+    }
+
+    #[test]
+    fn a_service_that_just_started_may_bind_before_its_cgroup_is_scanned() {
+        assert_eq!(
+            decide_bind(Caller::Unclassified, 1, false),
+            Verdict::WouldDeny(event::REASON_UNCLASSIFIED)
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use aya::maps::{MapData, RingBuf};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -35,10 +36,11 @@ use crate::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
         events,
+        names::NameReader,
     },
     identity::ServiceName,
     proxy::{self, ProxyHandle, ProxySettings},
-    state::MeshState,
+    state::{Mesh, MeshState},
     telemetry::{self, Telemetry},
 };
 use kernel::Kernel;
@@ -55,7 +57,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     for service in &config.services {
         governed.make(&services::exec_cgroup(&service.name))?;
     }
-    let (engine, outlets) = Engine::open(engine::Settings {
+    let (mut engine, outlets) = Engine::open(engine::Settings {
         bpf_dir: config.bpf_dir.clone(),
         governed: governed.clone(),
         limits: config.limits,
@@ -64,6 +66,10 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
         services: services::kernel_view(&config),
         rules: services::rules(&config, &own),
     })?;
+    if !engine.adopted() {
+        // Nothing is known yet: ports are guarded and workloads denied from here on, whatever fails later.
+        engine.reconcile(&Mesh::default())?;
+    }
     // The only thread there is: every later one inherits what is left.
     place::drop_capabilities()?;
     for line in engine.degraded() {
@@ -110,6 +116,10 @@ pub struct Daemon {
     started: Instant,
     draining: AtomicBool,
     stop: Notify,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
+    /// A part that cannot be done without ended.
+    broken: AtomicBool,
 }
 
 impl Daemon {
@@ -138,7 +148,6 @@ impl Daemon {
         let kernel = Kernel::new(engine, mesh.clone());
         kernel.reconcile();
         let recent = outlets.recent;
-        tokio::spawn(follow_events(outlets.events, outlets.names.clone(), recent.clone()));
         let (listeners, sockets) = Listeners::bind(&config)?;
         listeners.hand_to_kernel(&kernel, &sockets)?;
         let proxy = proxy::start(
@@ -149,8 +158,7 @@ impl Daemon {
             sockets.guard,
         )?;
         proxy.set_inbound(services.inbound(inbound))?;
-        tokio::spawn(drive(kernel.clone()));
-        Ok(Arc::new(Self {
+        let daemon = Arc::new(Self {
             config: ArcSwap::from_pointee(config),
             config_path,
             telemetry,
@@ -169,7 +177,12 @@ impl Daemon {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             stop: Notify::new(),
-        }))
+            reloading: tokio::sync::Mutex::new(()),
+            broken: AtomicBool::new(false),
+        });
+        tokio::spawn(daemon.clone().drive());
+        tokio::spawn(daemon.clone().follow_events(outlets.events, outlets.names));
+        Ok(daemon)
     }
 
     /// Serves until told to stop, then drains.
@@ -188,6 +201,10 @@ impl Daemon {
         signals::notify("STOPPING=1");
         self.shut_down().await;
         admin.abort();
+        anyhow::ensure!(
+            !self.broken.load(Relaxed),
+            "a part that cannot be done without ended; the log says why"
+        );
         Ok(())
     }
 
@@ -200,11 +217,14 @@ impl Daemon {
             live = self.proxy.flows().live(),
             "draining; programs stay protected afterwards"
         );
+        // Out of the catalog first, so that nobody dials; leafs and watches go on, so that a revocation still cuts.
+        let leaving = self.services().announced(&self.config(), &[]);
+        self.announce.send_replace(Arc::new(leaving));
+        self.proxy.drain(deadline).await;
         let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sync) = sync {
             sync.shutdown(true).await;
         }
-        self.proxy.drain(deadline).await;
         let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(embedded) = embedded {
             embedded.shutdown().await;
@@ -245,6 +265,7 @@ impl Daemon {
 
     /// Reads the configuration again; takes it as a whole, or changes nothing.
     async fn reload_config(&self) -> Result<ReloadReport, AdminError> {
+        let _one = self.reloading.lock().await;
         let new = Config::load(self.config_path.as_deref())
             .map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
         let old = self.config.load_full();
@@ -257,10 +278,13 @@ impl Daemon {
         {
             let mut services = self.services();
             let inbound = services.apply(&new).map_err(|e| system(&e))?;
-            self.kernel
-                .lock()
-                .configure(services::kernel_view(&new), services::rules(&new, &self.own_cgroup));
-            self.proxy.set_inbound(services.inbound(inbound)).map_err(|e| system(&e))?;
+            if let Err(error) = self.proxy.set_inbound(services.inbound(inbound)) {
+                // Back to what the proxy still serves.
+                let _ = services.apply(&old);
+                return Err(system(&error));
+            }
+            let rules = services::rules(&new, &self.own_cgroup);
+            self.kernel.lock().configure(services::kernel_view(&new), rules);
             self.announce.send_replace(Arc::new(services.announced(&new, &self.advertised)));
         }
         if old.log != new.log {
@@ -301,19 +325,29 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
     lines
 }
 
-async fn drive(kernel: Kernel) {
-    if let Err(error) = kernel.drive().await {
-        tracing::error!(%error, "the maps are not followed any more: restart the daemon");
+impl Daemon {
+    /// Follows mesh, cgroups and addresses. Without it the kernel enforces what was: that is no state to go on in.
+    async fn drive(self: Arc<Self>) {
+        let outcome = self.kernel.clone().drive().await;
+        tracing::error!(?outcome, "the BPF maps are not followed any more: stopping");
+        self.broken.store(true, Relaxed);
+        self.stop.notify_one();
     }
-}
 
-async fn follow_events(
-    ring: aya::maps::RingBuf<aya::maps::MapData>,
-    names: crate::datapath::names::NameReader,
-    recent: events::Recent,
-) {
-    if let Err(error) = events::follow(ring, names, recent).await {
-        tracing::error!(%error, "the kernel's events are not read any more");
+    async fn follow_events(self: Arc<Self>, ring: RingBuf<MapData>, names: NameReader) {
+        let kernel = self.kernel.clone();
+        // A connect() that read the policy just before a change is seen here, once it is established.
+        let opened = move |pair| {
+            let engine = kernel.lock();
+            if !engine.allows(pair) {
+                engine.cut();
+            }
+        };
+        if let Err(error) = events::follow(ring, names, self.recent.clone(), opened).await {
+            tracing::error!(%error, "the kernel's events are not read any more: stopping");
+            self.broken.store(true, Relaxed);
+            self.stop.notify_one();
+        }
     }
 }
 
@@ -335,6 +369,10 @@ impl AdminBackend for Daemon {
                 .map_err(|e| AdminError::System(e.to_string()))?;
             // The kernel knows the cgroup before the program is in it.
             self.kernel.reconcile();
+            if !self.kernel.lock().is_workload(&cgroup, &service) {
+                let why = "the kernel does not know the cgroup yet; `meshnode status` says what is degraded";
+                return Err(AdminError::System(why.into()));
+            }
             Ok(ExecTicket { cgroup_procs_path: cgroup.join("cgroup.procs") })
         })
     }

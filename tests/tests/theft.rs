@@ -8,6 +8,7 @@ use mesh_tests::{
     config::Service,
     container::Container,
     fixture::{Mesh, Scene, connect, serve},
+    host::Host,
     meshnode::{Meshnode, UNMANAGED},
     process::Process,
     require_root,
@@ -225,4 +226,37 @@ fn moving_out_of_the_cgroup_ends_the_identity_for_new_connections() {
     let said: Vec<Value> = lines.iter().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(said[0]["received"], "welcome", "{said:?}");
     assert_eq!(said[1]["error"], "EPERM", "{said:?}");
+}
+
+/// Says what binding `at` in the cgroup `cgroup` of A comes to: `bound`, or the error's number.
+#[track_caller]
+fn bind(host: &Host, cgroup: &str, at: &str) -> String {
+    let script = "import socket, sys\nhost, port = sys.argv[1].rsplit(':', 1)\nfamily = socket.AF_INET6 if ':' in host else socket.AF_INET\ns = socket.socket(family)\ns.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\ntry:\n    s.bind((host, int(port)))\n    s.listen()\n    print('bound')\nexcept OSError as e:\n    print(e.errno)\n";
+    host.run(cgroup, &["python3", "-c", script, at]).ok().trim().to_owned()
+}
+
+#[test]
+fn protected_port_is_bound_by_its_service_and_by_nobody_else() {
+    require_root!();
+    let mesh = Scene::new(&[("db", 5432), ("cache", 6379)]).start();
+    let host = &mesh.b.host;
+    for at in ["127.0.0.1:5432", "0.0.0.0:5432", "::1:5432", "::ffff:127.0.0.1:5432"] {
+        assert_eq!(bind(host, "db", at), "bound", "{at}");
+        assert_eq!(bind(host, UNMANAGED, at), "1", "{at}");
+        assert_eq!(bind(host, "cache", at), "1", "{at}");
+    }
+    assert_eq!(bind(host, UNMANAGED, "127.0.0.1:5433"), "bound");
+    mesh.b.wait_status("the count", |s| s.counter("denied_bind") == 8);
+}
+
+#[test]
+fn mptcp_which_no_hook_sees_is_not_to_be_had() {
+    require_root!();
+    let mesh = Scene::new(&[("db", 5432)]).start();
+    let script = "import socket\ntry:\n    socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)\n    print('made')\nexcept OSError as e:\n    print(e.errno)\n";
+    for cgroup in ["web", UNMANAGED] {
+        // EPROTONOSUPPORT: what a kernel without MPTCP says.
+        assert_eq!(mesh.a.host.run(cgroup, &["python3", "-c", script]).ok(), "93\n", "{cgroup}");
+    }
+    assert_eq!(mesh.a.status().counter("denied_mptcp"), 2);
 }

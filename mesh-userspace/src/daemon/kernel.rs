@@ -67,6 +67,9 @@ impl Kernel {
                 AsyncFd::register_with_interest(news, Interest::READABLE)?,
             )
         };
+        // One that came between the first look and the socket.
+        self.refresh_addresses();
+        self.reconcile();
         let mut mesh = self.mesh.subscribe();
         let mut sweep = interval(SWEEP_INTERVAL);
         let mut said = self.lock().degraded();
@@ -82,11 +85,10 @@ impl Kernel {
                 ready = addresses.readable() => {
                     host::drain_news(&addresses.get_ref().0);
                     ready?.clear_ready();
-                    if let Err(error) = self.lock().refresh_addresses() {
-                        tracing::error!(%error, "cannot read the host's addresses");
-                    }
+                    self.refresh_addresses();
                 }
                 _ = sweep.tick() => {
+                    self.refresh_addresses();
                     let mut engine = self.lock();
                     engine.sweep();
                     let now = engine.degraded();
@@ -97,6 +99,12 @@ impl Kernel {
                 }
             }
             self.reconcile();
+        }
+    }
+
+    fn refresh_addresses(&self) {
+        if let Err(error) = self.lock().refresh_addresses() {
+            tracing::error!(%error, "cannot read the host's addresses");
         }
     }
 

@@ -38,9 +38,11 @@ pub fn enter_own_cgroup(governed: &Governed) -> Result<String, PlaceError> {
     Ok(OWN_CGROUP.to_owned())
 }
 
-/// systemd tells a service with `INVOCATION_ID`; its cgroup's name ends in `.service`.
+/// systemd names a service's main process in `SYSTEMD_EXEC_PID` (248 and later); its cgroup's name ends in `.service`.
 fn systemd_unit_cgroup(governed: &Governed) -> Result<Option<PathBuf>, PlaceError> {
-    if std::env::var_os("INVOCATION_ID").is_none() {
+    // Inherited by what another unit's program starts, where it names that program.
+    let main = std::env::var("SYSTEMD_EXEC_PID").ok();
+    if main != Some(std::process::id().to_string()) {
         return Ok(None);
     }
     let own = cgroup::own_path().map_err(PlaceError::Own)?;
@@ -64,9 +66,14 @@ pub fn raise_file_limit() {
 }
 
 /// What a running daemon needs: BPF maps (`CAP_BPF`), destroying sockets and asking what is attached
-/// (`CAP_NET_ADMIN`), and ports below 1024 (`CAP_NET_BIND_SERVICE`).
-const KEPT: [Capability; 3] =
-    [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
+/// (`CAP_NET_ADMIN`), ports below 1024 (`CAP_NET_BIND_SERVICE`), and tokens and cgroups whose owner lets nobody else
+/// read them (`CAP_DAC_READ_SEARCH`).
+const KEPT: [Capability; 4] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_DAC_READ_SEARCH,
+];
 
 /// Drops every other capability, for good, of the calling thread. Call it before threads are made: they inherit.
 pub fn drop_capabilities() -> Result<(), PlaceError> {

@@ -27,7 +27,12 @@ pub enum ServiceError {
     MeshPort { service: ServiceName, port: u16, source: io::Error },
     #[error("service {service}: no port of address.mesh_ports ({range}) is free; widen the range")]
     NoMeshPort { service: ServiceName, range: String },
+    #[error("{0} services have a port, and {MOST_PROTECTED} is the most that one host protects")]
+    TooMany(usize),
 }
+
+/// The size of the map `PROTECTED`.
+const MOST_PROTECTED: usize = 1024;
 
 /// Returns what the kernel needs of the services.
 pub fn kernel_view(config: &Config) -> Vec<LocalService> {
@@ -103,6 +108,10 @@ impl Services {
     /// Starts what `config` adds or changes, and stops what it lacks; on an error nothing is changed. Returns the
     /// listeners that are new: each takes mTLS for its service.
     pub fn apply(&mut self, config: &Config) -> Result<HashMap<ServiceName, TcpListener>, ServiceError> {
+        let protected = config.services.iter().filter(|s| s.protected.is_some()).count();
+        if protected > MOST_PROTECTED {
+            return Err(ServiceError::TooMany(protected));
+        }
         let mut taken: Vec<u16> =
             config.services.iter().filter_map(|s| s.protected.as_ref()?.mesh_port).collect();
         let keeps = |running: &Running, wanted: &ProtectedPort| {

@@ -45,6 +45,8 @@ pub struct Classifier {
     known: HashMap<PathBuf, u64>,
     matched: HashMap<u64, Classified>,
     newest: u64,
+    /// Cgroups may have been missed: until a whole scan succeeds, younger ones count as not classified.
+    missed: Option<String>,
 }
 
 const WATCHED: WatchMask = WatchMask::CREATE.union(WatchMask::DELETE).union(WatchMask::ONLYDIR);
@@ -59,9 +61,10 @@ impl Classifier {
             known: HashMap::new(),
             matched: HashMap::new(),
             newest: 0,
+            missed: None,
         };
         let root = new.governed.path().to_owned();
-        new.add_tree(&root)?;
+        new.newest = new.add_tree(&root)?;
         Ok(new)
     }
 
@@ -80,21 +83,33 @@ impl Classifier {
         self.newest
     }
 
-    /// Takes in what has happened since; returns whether anything changed.
-    pub fn update(&mut self) -> io::Result<bool> {
+    /// Why cgroups may have been missed, if so: the mesh is denied to younger ones until a scan succeeds.
+    pub fn missed(&self) -> Option<&str> {
+        self.missed.as_deref()
+    }
+
+    /// Takes in what has happened since. An error means that cgroups may have been missed; the next call starts over.
+    pub fn update(&mut self) -> io::Result<()> {
+        let outcome = if self.missed.is_some() { self.rescan() } else { self.take_events() };
+        self.missed = outcome.as_ref().err().map(ToString::to_string);
+        outcome
+    }
+
+    fn take_events(&mut self) -> io::Result<()> {
+        let mut newest = self.newest;
         let mut buffer = [0; 16 * 1024];
-        let mut changed = false;
         loop {
             let events: Vec<_> = match self.inotify.read_events(&mut buffer) {
                 Ok(events) => events.map(|e| (e.wd.clone(), e.mask, e.name.map(ToOwned::to_owned))).collect(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.newest = newest;
+                    return Ok(());
+                }
                 Err(e) => return Err(e),
             };
             for (wd, mask, name) in events {
-                changed = true;
                 if mask.contains(EventMask::Q_OVERFLOW) {
-                    self.rescan()?;
-                    continue;
+                    return self.rescan();
                 }
                 let (Some(parent), Some(name)) = (self.watches.get(&wd).cloned(), name) else {
                     if mask.contains(EventMask::IGNORED) {
@@ -104,7 +119,7 @@ impl Classifier {
                 };
                 let path = parent.join(name);
                 if mask.contains(EventMask::CREATE) && mask.contains(EventMask::ISDIR) {
-                    self.add_tree(&path)?;
+                    newest = newest.max(self.add_tree(&path)?);
                 } else if mask.contains(EventMask::DELETE) {
                     self.forget(&path);
                 }
@@ -121,21 +136,23 @@ impl Classifier {
         }
     }
 
-    /// Starts over after lost events.
+    /// Starts over after lost events. Those still queued say nothing that the scan does not see.
     fn rescan(&mut self) -> io::Result<()> {
         let gone: Vec<_> = self.known.keys().filter(|path| !path.exists()).cloned().collect();
         for path in gone {
             self.forget(&path);
         }
         let root = self.governed.path().to_owned();
-        self.add_tree(&root)
+        self.newest = self.newest.max(self.add_tree(&root)?);
+        Ok(())
     }
 
-    /// The watch comes before the listing, so that a child made in between is seen by one of them.
-    fn add_tree(&mut self, path: &Path) -> io::Result<()> {
+    /// Takes in `path` and what is below it; returns the youngest id. The watch comes before the listing, so that a
+    /// child made in between is seen by one of them.
+    fn add_tree(&mut self, path: &Path) -> io::Result<u64> {
         match self.inotify.watches().add(path, WATCHED) {
             Ok(wd) => drop(self.watches.insert(wd, path.to_owned())),
-            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) if is_gone(&e) => return Ok(0),
             Err(e) => {
                 let hint =
                     format!("cannot watch {}: {e} (raise fs.inotify.max_user_watches)", path.display());
@@ -144,25 +161,25 @@ impl Classifier {
         }
         let id = match cgroup::id_of(path) {
             Ok(id) => id,
-            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) if is_gone(&e) => return Ok(0),
             Err(e) => return Err(e),
         };
+        let mut newest = id;
         if let Some(old) = self.known.insert(path.to_owned(), id).filter(|old| *old != id) {
             self.matched.remove(&old);
         }
         self.classify(path, id);
         let entries = match fs::read_dir(path) {
             Ok(entries) => entries,
-            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) if is_gone(&e) => return Ok(0),
             Err(e) => return Err(e),
         };
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                self.add_tree(&entry.path())?;
+                newest = newest.max(self.add_tree(&entry.path())?);
             }
         }
-        self.newest = self.newest.max(id);
-        Ok(())
+        Ok(newest)
     }
 
     fn classify(&mut self, path: &Path, id: u64) {

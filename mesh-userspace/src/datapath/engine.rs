@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -14,10 +14,11 @@ use mesh_common::{
     counter::Counter,
     flow::{FlowKey, FlowRecord},
     map::{self, ListenerKey},
+    policy::PolicyKey,
 };
 
 use super::{
-    cgroup::{CgroupError, Governed, process_count},
+    cgroup::{CgroupError, Governed, id_of, process_count},
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, View, desired},
     direct::{Direct, DirectMap, monotonic},
@@ -73,6 +74,8 @@ pub struct Engine {
     services: Vec<LocalService>,
     same_host_mtls: bool,
     degraded: Vec<String>,
+    /// Why the maps could not be written last time.
+    trouble: Option<String>,
 }
 
 /// What the engine hands out once.
@@ -118,6 +121,9 @@ impl Engine {
             same_host_mtls = true;
             degraded.push("this kernel cannot destroy sockets (CONFIG_INET_DIAG_DESTROY): flows on one host go through the proxy, so that a revoked intention can cut them".into());
         }
+        for (name, size) in loaded.outsized(settings.limits) {
+            degraded.push(format!("map {name} was pinned with {size} entries, not as [limits] says: `meshnode detach` before a start applies it"));
+        }
         if !settings.governed.is_whole_machine() {
             degraded.push(format!(
                 "only programs below cgroup {} are governed",
@@ -139,13 +145,22 @@ impl Engine {
             services: settings.services,
             same_host_mtls,
             degraded,
+            trouble: None,
         };
         Ok((engine, outlets))
     }
 
-    /// Whether another daemon's maps were taken over.
+    /// Whether an earlier daemon's maps, filled, were taken over.
     pub fn adopted(&self) -> bool {
-        self.loaded.adopted
+        self.loaded.adopted && self.tables.were_filled()
+    }
+
+    /// Whether a process in `cgroup` is known to the kernel as `service`.
+    pub fn is_workload(&self, cgroup: &Path, service: &ServiceName) -> bool {
+        id_of(cgroup).is_ok_and(|id| {
+            let known = self.classifier.matched().get(&id);
+            known.is_some_and(|c| c.service.as_ref() == Some(service)) && self.tables.has_workload(id)
+        })
     }
 
     pub fn classifier_mut(&mut self) -> &mut Classifier {
@@ -187,8 +202,15 @@ impl Engine {
             mesh,
         };
         let (desired, names) = desired(&view, &mut self.names);
-        self.tables.apply(desired, names, Instant::now())?;
-        Ok(self.cut())
+        let applied = self.tables.apply(desired, names, Instant::now());
+        self.trouble = applied.as_ref().err().map(ToString::to_string);
+        applied?;
+        self.loaded.retire_other_schemas();
+        Ok(self.cut() || self.tables.shrunk())
+    }
+
+    pub fn allows(&self, pair: PolicyKey) -> bool {
+        self.tables.allows(pair)
     }
 
     /// Cuts direct flows that are not allowed any more; returns whether it has to be called again soon.
@@ -265,12 +287,16 @@ impl Engine {
                     )
                 },
             );
+        let missed = self.classifier.missed().map(|why| {
+            format!("cgroups may have been missed ({why}): programs in new ones are denied the mesh")
+        });
+        let trouble = self.trouble.as_ref().map(|why| format!("the BPF maps are out of date: {why}"));
         let full = self
             .tables
             .incomplete()
             .iter()
             .map(|name| format!("map {name} is full: what it lacks is denied"));
-        gone.chain(self.degraded.iter().cloned()).chain(full).collect()
+        gone.chain(missed).chain(trouble).chain(self.degraded.iter().cloned()).chain(full).collect()
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use mesh_common::event::{self, Event};
+use mesh_common::{
+    event::{self, Event},
+    policy::PolicyKey,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{flows::comm_text, names::NameReader};
@@ -36,6 +39,8 @@ pub struct Report {
     pub at: SystemTime,
     /// `intention`, `unmanaged`, …: the words of `mesh_common::event::reason_text`.
     pub reason: &'static str,
+    /// The numbers of source and destination.
+    pub pair: PolicyKey,
     pub source: Option<ServiceName>,
     pub destination: Option<ServiceName>,
     pub pid: u32,
@@ -70,6 +75,7 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         kind,
         at,
         reason: event::reason_text(event.reason),
+        pair: PolicyKey { source: event.source, destination: event.destination },
         source: names.name(event.source),
         destination: names.name(event.destination),
         pid: event.pid,
@@ -96,6 +102,7 @@ struct Kept {
 }
 
 const KEPT: usize = 256;
+const AT_ONCE: u32 = 256;
 
 impl Recent {
     fn push(&self, mut report: Report) {
@@ -129,23 +136,41 @@ impl Recent {
     }
 }
 
-/// Reads events until the task is dropped.
-pub async fn follow(ring: RingBuf<MapData>, names: NameReader, recent: Recent) -> std::io::Result<()> {
+/// Reads events until the task is dropped; tells `opened` of each direct flow that was established.
+pub async fn follow(
+    ring: RingBuf<MapData>,
+    names: NameReader,
+    recent: Recent,
+    opened: impl Fn(PolicyKey),
+) -> std::io::Result<()> {
     let limit = RateLimit::per_second(AUDITED_PER_SECOND);
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
         let mut ready = ring.readable_mut().await?;
+        // A storm of events must not keep this thread from everything else; readiness stays.
+        let mut left = AT_ONCE;
         while let Some(item) = ready.get_inner_mut().0.next() {
             match parse(&item, &names, SystemTime::now()) {
                 Some(report) => {
+                    if report.kind == Kind::DirectOpened {
+                        opened(report.pair);
+                    }
                     audit(&report, &limit);
                     recent.push(report);
                 }
                 None => tracing::warn!(len = item.len(), "an event that this version does not know"),
             }
+            left -= 1;
+            if left == 0 {
+                break;
+            }
         }
-        ready.clear_ready();
+        if left > 0 {
+            ready.clear_ready();
+        } else {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

@@ -13,8 +13,9 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
+    maps::MapInfo,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
         links::{FdLink, LinkError},
     },
 };
@@ -95,7 +96,7 @@ impl Hook {
     }
 }
 
-pub const HOOKS: [Hook; 6] = [
+pub const HOOKS: [Hook; 9] = [
     Hook {
         program: "mesh_connect4",
         name: "cgroup/connect4",
@@ -115,6 +116,13 @@ pub const HOOKS: [Hook; 6] = [
         program: "mesh_peername6",
         name: "cgroup/getpeername6",
         attach_type: bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+    },
+    Hook { program: "mesh_bind4", name: "cgroup/bind4", attach_type: bpf_attach_type::BPF_CGROUP_INET4_BIND },
+    Hook { program: "mesh_bind6", name: "cgroup/bind6", attach_type: bpf_attach_type::BPF_CGROUP_INET6_BIND },
+    Hook {
+        program: "mesh_sock_create",
+        name: "cgroup/sock_create",
+        attach_type: bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE,
     },
     Hook { program: "mesh_sock_ops", name: "sock_ops", attach_type: bpf_attach_type::BPF_CGROUP_SOCK_OPS },
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
@@ -181,8 +189,31 @@ impl Loaded {
             let target = if hook.is_cgroup() { &cgroup } else { &netns };
             attach(program, hook, target, &links.join(hook.program))?;
         }
-        remove_other_schemas(bpf_dir, &dir);
         Ok(Self { ebpf, adopted, dir, cgroup, netns, _lock: lock })
+    }
+
+    /// Removes the pins of other schemas, and with them their programs. Call it once this one's maps are filled.
+    pub fn retire_other_schemas(&self) {
+        if let Some(bpf_dir) = self.dir.parent() {
+            remove_other_schemas(bpf_dir, &self.dir);
+        }
+    }
+
+    /// Returns the pinned maps whose size is not what `limits` say: a map keeps its size while it is pinned.
+    pub fn outsized(&self, limits: Limits) -> Vec<(&'static str, u32)> {
+        [
+            (map::FLOWS, limits.flows),
+            (map::DIRECT, limits.direct_flows),
+            (map::DESTINATIONS, limits.destinations),
+            (map::POLICY, limits.policies),
+            (map::WORKLOADS, limits.workloads),
+        ]
+        .into_iter()
+        .filter_map(|(name, wanted)| {
+            let info = MapInfo::from_pin(self.map_pin(name)).ok()?;
+            (info.max_entries() != wanted).then_some((name, info.max_entries()))
+        })
+        .collect()
     }
 
     /// Where the map `name` is pinned.
@@ -251,6 +282,7 @@ fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
     let program = ebpf.program_mut(hook.program).ok_or(LoadError::Missing(hook.program))?;
     let loaded = match program {
         Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSock(p) => p.load(),
         Program::SockOps(p) => p.load(),
         Program::SkLookup(p) => p.load(),
         _ => return Err(LoadError::Missing(hook.program)),
@@ -266,10 +298,16 @@ fn attach(program: &mut Program, hook: &Hook, target: &File, pin: &Path) -> Resu
         if adopt(&link, fd.as_fd(), hook, target) {
             return Ok(());
         }
-        fs::remove_file(pin).map_err(|source| LoadError::Io { op: "remove", path: pin.into(), source })?;
     }
+    // The new link first: until it holds, what the old one does is better than nothing.
     let link = new_link(program, target).map_err(failed)?;
     let link = link.map_err(|e| LoadError::Pin { program: hook.program, source: Box::new(e) })?;
+    match fs::remove_file(pin) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(LoadError::Io { op: "remove", path: pin.into(), source: e });
+        }
+        _ => {}
+    }
     link.pin(pin).map_err(|e| LoadError::Pin { program: hook.program, source: Box::new(e) })?;
     Ok(())
 }
@@ -289,6 +327,10 @@ fn new_link(program: &mut Program, target: &File) -> Result<Result<FdLink, LinkE
         Program::CgroupSockAddr(p) => {
             let id = p.attach(target, mode)?;
             CgroupSockAddr::take_link(p, id)?.try_into()
+        }
+        Program::CgroupSock(p) => {
+            let id = p.attach(target, mode)?;
+            CgroupSock::take_link(p, id)?.try_into()
         }
         Program::SockOps(p) => {
             let id = p.attach(target, mode)?;

@@ -26,12 +26,36 @@ pub struct Bytes {
 /// its peer a reset. `cookie` makes sure that it is that very socket. Needs `CONFIG_INET_DIAG_DESTROY`.
 pub fn destroy(local: Endpoint, remote: Endpoint, cookie: u64) -> io::Result<()> {
     // The library knows the query only; the destruction is the same message under another type.
-    ask(local, remote, cookie, ExtensionFlags::empty(), Some(SOCK_DESTROY)).map(drop)
+    let destroy = |interface| {
+        let query = Query { local, remote, cookie, interface };
+        ask(query, ExtensionFlags::empty(), Some(SOCK_DESTROY)).map(drop)
+    };
+    match destroy(0) {
+        // A socket bound to a device is found under that device's index only (`inet_bound_dev_eq`).
+        Err(gone) if gone.raw_os_error() == Some(libc::ENOENT) => {
+            interfaces().any(|index| destroy(index).is_ok()).then_some(()).ok_or(gone)
+        }
+        other => other,
+    }
+}
+
+fn interfaces() -> impl Iterator<Item = u32> {
+    let all = nix::net::if_::if_nameindex();
+    all.into_iter().flat_map(|all| all.iter().map(|i| i.index()).collect::<Vec<_>>())
+}
+
+/// The socket that is meant: its two ends, its cookie, and the device it is bound to (0: none).
+#[derive(Clone, Copy)]
+struct Query {
+    local: Endpoint,
+    remote: Endpoint,
+    cookie: u64,
+    interface: u32,
 }
 
 /// Returns the counters of that socket; `None` when there is no such socket.
 pub fn bytes(local: Endpoint, remote: Endpoint, cookie: u64) -> Option<Bytes> {
-    let answer = ask(local, remote, cookie, ExtensionFlags::INFO, None).ok()?;
+    let answer = ask(Query { local, remote, cookie, interface: 0 }, ExtensionFlags::INFO, None).ok()?;
     let SockDiagMessage::InetResponse(response) = answer? else { return None };
     response.nlas.iter().find_map(|nla| match nla {
         // The SYN counts as one acknowledged byte (`tcp_snd_una_update`).
@@ -44,9 +68,7 @@ pub fn bytes(local: Endpoint, remote: Endpoint, cookie: u64) -> Option<Bytes> {
 }
 
 fn ask(
-    local: Endpoint,
-    remote: Endpoint,
-    cookie: u64,
+    Query { local, remote, cookie, interface }: Query,
     extensions: ExtensionFlags,
     message_type: Option<u16>,
 ) -> io::Result<Option<SockDiagMessage>> {
@@ -57,6 +79,7 @@ fn ask(
     id.destination_address = IpAddr::from(remote.addr);
     id.destination_port = remote.port.get();
     id.cookie = cookie.to_ne_bytes();
+    id.interface_id = interface;
     let request = InetRequest {
         family: if v4 { AF_INET } else { AF_INET6 },
         protocol: IPPROTO_TCP,

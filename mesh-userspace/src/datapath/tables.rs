@@ -52,15 +52,17 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         Ok(Self { name, map, held })
     }
 
-    /// Removes what is not wanted.
-    fn shrink(&mut self, wanted: &HashMap<K, V>) {
+    /// Removes what is not wanted; returns whether there was any.
+    fn shrink(&mut self, wanted: &HashMap<K, V>) -> bool {
         let gone: Vec<K> = self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let any = !gone.is_empty();
         for key in gone {
             match self.map.remove(&key) {
                 Ok(()) | Err(MapError::KeyNotFound) => drop(self.held.remove(&key)),
                 Err(error) => tracing::error!(map = self.name, %error, "cannot remove an entry"),
             }
         }
+        any
     }
 
     /// Writes what is wanted; returns the keys that the map did not take.
@@ -95,6 +97,12 @@ pub struct Tables {
     settings: Array<MapData, Settings>,
     current: Option<Settings>,
     retired: HashMap<Endpoint, (Destination, Instant)>,
+    /// Entries that `NAMES` has not taken yet.
+    unwritten: HashMap<ServiceId, Name>,
+    /// The last change took an allowed pair away.
+    shrunk: bool,
+    /// An earlier daemon had filled the maps.
+    filled: bool,
     incomplete: Vec<&'static str>,
 }
 
@@ -104,8 +112,9 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, TableError> {
 
 impl Tables {
     pub fn open(ebpf: &mut Ebpf) -> Result<Self, TableError> {
-        let settings = Array::try_from(take(ebpf, map::SETTINGS)?)
-            .map_err(|source| TableError::Map { name: map::SETTINGS, source })?;
+        let failed = |source| TableError::Map { name: map::SETTINGS, source };
+        let settings = Array::<_, Settings>::try_from(take(ebpf, map::SETTINGS)?).map_err(failed)?;
+        let before = settings.get(&0, 0).map_err(failed)?;
         Ok(Self {
             workloads: Table::open(ebpf, map::WORKLOADS)?,
             destinations: Table::open(ebpf, map::DESTINATIONS)?,
@@ -116,6 +125,9 @@ impl Tables {
             settings,
             current: None,
             retired: HashMap::new(),
+            unwritten: HashMap::new(),
+            shrunk: false,
+            filled: before.host_netns != 0,
             incomplete: Vec::new(),
         })
     }
@@ -125,9 +137,24 @@ impl Tables {
         self.names.held.iter().map(|(id, name)| (*id, *name))
     }
 
+    /// Whether an earlier daemon had filled the maps when this one took them over.
+    pub fn were_filled(&self) -> bool {
+        self.filled
+    }
+
+    /// Whether the kernel's map has a workload for the cgroup `id`.
+    pub fn has_workload(&self, id: u64) -> bool {
+        self.workloads.held.contains_key(&id)
+    }
+
     /// Returns the maps that could not take all they should hold.
     pub fn incomplete(&self) -> &[&'static str] {
         &self.incomplete
+    }
+
+    /// Whether the last change took an allowed pair away: a `connect()` under way may have read it before.
+    pub fn shrunk(&self) -> bool {
+        self.shrunk
     }
 
     pub fn allows(&self, key: PolicyKey) -> bool {
@@ -143,14 +170,21 @@ impl Tables {
     ) -> Result<(), TableError> {
         self.retire(&mut desired, now);
         self.incomplete.clear();
-        let names: HashMap<_, _> = names.into_iter().collect();
-        self.policy.shrink(&desired.policy);
-        let mut full = !self.names.grow(&names).is_empty();
-        full |= !self.host_addrs.grow(&desired.host_addrs).is_empty();
-        full |= !self.protected.grow(&desired.protected).is_empty();
-        full |= !self.destinations.grow(&desired.destinations).is_empty();
-        if full {
-            self.incomplete.push(map::DESTINATIONS);
+        self.unwritten.extend(names);
+        self.shrunk = self.policy.shrink(&desired.policy);
+        let refused = self.names.grow(&self.unwritten);
+        self.unwritten.retain(|id, _| refused.contains(id));
+        for (name, full) in [
+            (map::NAMES, !refused.is_empty()),
+            (map::HOST_ADDRS, !self.host_addrs.grow(&desired.host_addrs).is_empty()),
+            (map::PROTECTED, !self.protected.grow(&desired.protected).is_empty()),
+            (map::DESTINATIONS, !self.destinations.grow(&desired.destinations).is_empty()),
+        ] {
+            if full {
+                self.incomplete.push(name);
+            }
+        }
+        if !self.incomplete.is_empty() {
             desired.settings.flags |= SETTINGS_INCOMPLETE;
         }
         self.workloads.shrink(&desired.workloads);

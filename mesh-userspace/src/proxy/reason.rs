@@ -45,6 +45,8 @@ pub enum Reason {
     NotSynced,
     #[error("no intention allows {from} to connect to {to}")]
     NotAllowed { from: ServiceName, to: ServiceName },
+    #[error("the peer is of namespace {0}, which intentions here do not name")]
+    OtherNamespace(String),
     #[error("no passing instance of {0} has the address that was dialled")]
     NoInstance(ServiceName),
     #[error("the address that was dialled belongs to {found}, not to {expected}")]
@@ -103,6 +105,7 @@ names! {
     "lookup-failed": Self::Lookup(_),
     "not-synced": Self::NotSynced,
     "not-allowed": Self::NotAllowed { .. },
+    "other-namespace": Self::OtherNamespace(_),
     "no-instance": Self::NoInstance(_),
     "other-service": Self::OtherService { .. },
     "no-leaf": Self::NoLeaf(_),
