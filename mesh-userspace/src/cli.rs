@@ -1,6 +1,6 @@
 //! The command line: what a user types, which module does it, and what the exit code means.
 
-mod api;
+mod admin;
 mod config_check;
 mod doctor;
 mod exec;

@@ -25,12 +25,10 @@ pub use advertise::discover as discover_advertise;
 pub use container::container_name;
 pub use error::{ConfigError, Issue};
 pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
-pub use value::{
-    ApiAddress, ApiAddressError, HostPort, PortRange, Secret, TokenSource, format_duration, parse_duration,
-    read_token,
-};
+pub use value::{PortRange, format_duration, parse_duration};
 
 use crate::{
+    control_plane::ApiAccess,
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
@@ -100,10 +98,10 @@ pub struct ListenConfig {
 pub enum ControlPlane {
     /// This daemon serves it.
     Embedded(Embedded),
-    /// Another host's embedded server.
-    Remote(RemoteApi),
-    /// A Consul agent.
-    Consul(RemoteApi),
+    /// Another host's embedded server. The address is confidential, and for https beyond loopback there is a CA.
+    Remote(ApiAccess),
+    /// A Consul agent; the same holds.
+    Consul(ApiAccess),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -132,15 +130,6 @@ pub struct Expose {
 pub struct CertificateFiles {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct RemoteApi {
-    /// Confidential: never http beyond loopback.
-    pub address: ApiAddress,
-    /// Present for https beyond loopback.
-    pub ca_file: Option<PathBuf>,
-    pub token: Option<TokenSource>,
 }
 
 /// A service of this host: who it is, and what is protected if it listens.

@@ -141,7 +141,7 @@ impl Daemon {
         let mut services = Services::default();
         let inbound = services.apply(&config)?;
         let (announce, announced) = watch::channel(Arc::new(services.announced(&config, &advertised)));
-        let settings = listeners::client_settings(&config, main_address)?;
+        let settings = listeners::client_settings(&config, main_address);
         // Returns when the disk cache was read: what it holds serves from here on.
         let sync = Sync::start(settings, mesh.clone(), announced)?;
 

@@ -97,7 +97,7 @@ pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8, Failure> {
 async fn daemon(global: &Global, config: &Config, findings: &mut Vec<Finding>) -> Option<StatusReport> {
     const CHECK: &str = "daemon";
     let admin = target::admin(global).ok()?;
-    match admin.get::<StatusReport>("/status").await.map_err(|error| target::admin_failure(&admin, error)) {
+    match admin.status().await {
         Ok(report) => {
             let problems = super::status::problems(&report);
             findings.push(if problems.is_empty() {

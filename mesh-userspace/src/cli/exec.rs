@@ -10,7 +10,6 @@ use std::{
 };
 
 use clap::Args;
-use http::Method;
 use nix::unistd::{User, initgroups, setgid, setuid};
 
 use super::{Failure, Global, block_on, exit, intention, target};
@@ -56,8 +55,7 @@ pub fn run(global: &Global, args: &ExecArgs) -> Result<u8, Failure> {
 async fn ask(global: &Global, args: &ExecArgs) -> Result<ExecTicket, Failure> {
     let admin = target::admin(global)?;
     let request = ExecRequest { service: args.service.clone(), pid: std::process::id() };
-    let answer = admin.send_json(Method::POST, "/exec", &request).await;
-    answer.map_err(|error| target::admin_failure(&admin, error))
+    admin.exec(&request).await
 }
 
 /// Moves this process: 0 is the writer, in whatever pid namespace it is.

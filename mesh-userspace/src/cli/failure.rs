@@ -2,8 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::api::ApiError;
-use crate::config::ConfigError;
+use crate::{config::ConfigError, control_plane::ApiError};
 
 /// Exit codes; from 64 on they are those of sysexits.h, from 125 on those of env(1).
 pub mod exit {
@@ -34,7 +33,10 @@ pub enum Failure {
     NoDaemon { socket: PathBuf },
     #[error("permission denied: {what}\nUse sudo.")]
     NoPermission { what: String },
-    #[error(transparent)]
+    /// The daemon answers, but not to the end, or with something else.
+    #[error("the daemon at {socket}: {reason}")]
+    Daemon { socket: PathBuf, reason: String },
+    #[error("{0}{hint}", hint = options(.0))]
     Api(#[from] ApiError),
     /// It was understood, and not done.
     #[error("{0}")]
@@ -54,12 +56,28 @@ impl Failure {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::Config(_) => exit::CONFIG,
-            Self::NoDaemon { .. } => exit::UNAVAILABLE,
-            Self::NoPermission { .. } => exit::NO_PERMISSION,
-            Self::Api(error) if error.is_unreachable() => exit::UNAVAILABLE,
+            Self::NoDaemon { .. } | Self::Daemon { .. } => exit::UNAVAILABLE,
+            Self::NoPermission { .. } | Self::Api(ApiError::SocketPermission { .. }) => exit::NO_PERMISSION,
+            Self::Api(error) if error.is_outage() => exit::UNAVAILABLE,
             Self::Api(_) | Self::Refused(_) | Self::Output(_) => exit::FAILED,
             Self::Exec { code, .. } => *code,
             Self::ClosedPipe => exit::OK,
         }
+    }
+}
+
+/// Returns what an error of the API does not say: the options of a command that correct it.
+fn options(error: &ApiError) -> &'static str {
+    match error {
+        ApiError::Forbidden { .. } | ApiError::Token(_) => {
+            "\nFor one command: --token TOKEN, or CONSUL_HTTP_TOKEN."
+        }
+        ApiError::Tls { .. } | ApiError::TlsSetup(_) => {
+            "\nFor one command: --ca-file FILE, or CONSUL_CACERT."
+        }
+        ApiError::Refused { .. } | ApiError::NoSocket { .. } | ApiError::Unreachable { .. } => {
+            "\nFor one command: --http-addr ADDRESS, or CONSUL_HTTP_ADDR."
+        }
+        _ => "",
     }
 }

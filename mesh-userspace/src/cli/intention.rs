@@ -3,18 +3,16 @@
 use std::ffi::OsString;
 
 use clap::{Args, Subcommand};
-use http::Method;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    Failure, Global,
-    api::{Api, ApiError, escape},
-    exit,
+    Failure, Global, exit,
     output::{Cell, Colour, Style, Table, print, print_json},
     target,
 };
 use crate::{
+    control_plane::{ApiError, Client, api::CheckAnswer, escape},
     identity::ServiceName,
     intention::{Action, Pattern},
 };
@@ -118,12 +116,12 @@ pub async fn run(global: &Global, command: IntentionCommand) -> Result<u8, Failu
     }
 }
 
-async fn entries(api: &Api) -> Result<Vec<Entry>, ApiError> {
+async fn entries(api: &Client) -> Result<Vec<Entry>, ApiError> {
     // Consul answers `null` where there is none.
     Ok(api.get::<Option<Vec<Entry>>>("/v1/connect/intentions").await?.unwrap_or_default())
 }
 
-async fn find(api: &Api, source: &Pattern, destination: &Pattern) -> Result<Option<Entry>, ApiError> {
+async fn find(api: &Client, source: &Pattern, destination: &Pattern) -> Result<Option<Entry>, ApiError> {
     let (source, destination) = (source.to_string(), destination.to_string());
     let all = entries(api).await?;
     Ok(all.into_iter().find(|entry| entry.source_name == source && entry.destination_name == destination))
@@ -134,7 +132,7 @@ fn exact(source: &Pattern, destination: &Pattern) -> String {
     format!("/v1/connect/intentions/exact?source={source}&destination={destination}")
 }
 
-async fn create(api: &Api, args: &CreateArgs) -> Result<u8, Failure> {
+async fn create(api: &Client, args: &CreateArgs) -> Result<u8, Failure> {
     let (source, destination) = args.pair.parse()?;
     let action = if args.deny { Action::Deny } else { Action::Allow };
     let word = if args.deny { "deny" } else { "allow" };
@@ -155,14 +153,14 @@ async fn create(api: &Api, args: &CreateArgs) -> Result<u8, Failure> {
         // Intentions of Consul 1.9 and later may have no id.
         Some(entry) if entry.id.is_empty() => {
             let body = json!({ "SourceType": "consul", "Action": action });
-            api.send_value(Method::PUT, &exact(&source, &destination), &body).await?;
+            api.put::<()>(&exact(&source, &destination), &body).await?;
         }
         Some(entry) => {
             let path = format!("/v1/connect/intentions/{}", escape(&entry.id));
-            api.send_value(Method::PUT, &path, &body).await?;
+            api.put::<()>(&path, &body).await?;
         }
         None => {
-            api.send_value(Method::POST, "/v1/connect/intentions", &body).await?;
+            api.post::<()>("/v1/connect/intentions", &body).await?;
         }
     }
     if args.pair.json {
@@ -174,7 +172,7 @@ async fn create(api: &Api, args: &CreateArgs) -> Result<u8, Failure> {
     Ok(exit::OK)
 }
 
-async fn list(api: &Api, json: bool) -> Result<u8, Failure> {
+async fn list(api: &Client, json: bool) -> Result<u8, Failure> {
     let mut all = entries(api).await?;
     all.sort_by(|a, b| {
         (-a.precedence, &a.destination_name, &a.source_name).cmp(&(
@@ -206,7 +204,7 @@ async fn list(api: &Api, json: bool) -> Result<u8, Failure> {
     Ok(exit::OK)
 }
 
-async fn delete(api: &Api, args: &PairArgs) -> Result<u8, Failure> {
+async fn delete(api: &Client, args: &PairArgs) -> Result<u8, Failure> {
     let path = if let Some(id) = args.id() {
         format!("/v1/connect/intentions/{}", escape(id))
     } else {
@@ -223,7 +221,7 @@ async fn delete(api: &Api, args: &PairArgs) -> Result<u8, Failure> {
             format!("/v1/connect/intentions/{}", escape(&entry.id))
         }
     };
-    api.send(Method::DELETE, &path, None).await?;
+    api.delete(&path).await?;
     if args.json {
         print_json(&json!({ "Deleted": true }))?
     } else {
@@ -232,7 +230,7 @@ async fn delete(api: &Api, args: &PairArgs) -> Result<u8, Failure> {
     Ok(exit::OK)
 }
 
-async fn check(api: &Api, args: &PairArgs) -> Result<u8, Failure> {
+async fn check(api: &Client, args: &PairArgs) -> Result<u8, Failure> {
     let (source, destination) = args.parse()?;
     for side in [&source, &destination] {
         if !matches!(side, Pattern::Exact(_)) {
@@ -240,17 +238,14 @@ async fn check(api: &Api, args: &PairArgs) -> Result<u8, Failure> {
         }
     }
     let (from, to) = (escape(&source.to_string()), escape(&destination.to_string()));
-    let answer: Value =
+    let answer: CheckAnswer =
         api.get(&format!("/v1/connect/intentions/check?source={from}&destination={to}")).await?;
-    let allowed = answer.get("Allowed").and_then(Value::as_bool).ok_or_else(|| {
-        Failure::Refused(format!("{} answered the check without `Allowed`: {answer}", api.address))
-    })?;
     if args.json {
         print_json(&answer)?;
     } else {
-        print(if allowed { "Allowed\n" } else { "Denied\n" })?;
+        print(if answer.allowed { "Allowed\n" } else { "Denied\n" })?;
     }
-    Ok(if allowed { exit::OK } else { exit::DENIED })
+    Ok(if answer.allowed { exit::OK } else { exit::DENIED })
 }
 
 /// Returns the arguments with Consul's one-hyphen options (`-allow`, `-http-addr=…`) of `intention` and `service` written

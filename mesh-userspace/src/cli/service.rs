@@ -3,18 +3,22 @@
 use std::{fs, io::Read, path::PathBuf};
 
 use clap::{Args, Subcommand};
-use http::Method;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Failure, Global,
-    api::{Api, ApiError, escape},
-    exit, intention,
+    Failure, Global, exit, intention,
     output::{Cell, Colour, Style, Table, print, print_json},
     target,
 };
-use crate::identity::ServiceName;
+use crate::{
+    control_plane::{
+        ApiError, Client,
+        api::{HealthEntry, ServicesAnswer},
+        escape,
+    },
+    identity::ServiceName,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
@@ -64,10 +68,10 @@ pub async fn run(global: &Global, command: ServiceCommand) -> Result<u8, Failure
     }
 }
 
-async fn register(api: &Api, args: &RegisterArgs) -> Result<u8, Failure> {
+async fn register(api: &Client, args: &RegisterArgs) -> Result<u8, Failure> {
     for body in definitions(args)? {
         let name = body.get("Name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        api.send_value(Method::PUT, "/v1/agent/service/register", &body).await?;
+        api.put::<()>("/v1/agent/service/register", &body).await?;
         print(&format!("Registered service: {name}\n"))?;
     }
     Ok(exit::OK)
@@ -157,76 +161,17 @@ struct Row {
     health: String,
 }
 
-/// What is read of an entry of `/v1/health/…`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entry {
-    node: Node,
-    service: Service,
-    #[serde(default)]
-    checks: Option<Vec<Check>>,
+/// The worst of its checks, as Consul aggregates them.
+fn health(entry: &HealthEntry) -> &'static str {
+    let has = |status| entry.checks.iter().any(|check| check.status == status);
+    ["maintenance", "critical", "warning"].into_iter().find(|status| has(*status)).unwrap_or("passing")
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Node {
-    node: String,
-    #[serde(default)]
-    address: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Service {
-    #[serde(rename = "ID", default)]
-    id: String,
-    #[serde(rename = "Service")]
-    name: String,
-    #[serde(default)]
-    address: String,
-    #[serde(default)]
-    port: u16,
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    proxy: Option<Proxy>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Proxy {
-    #[serde(rename = "DestinationServiceID", default)]
-    destination_service_id: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Check {
-    status: String,
-}
-
-impl Entry {
-    fn address(&self) -> &str {
-        if self.service.address.is_empty() { &self.node.address } else { &self.service.address }
-    }
-
-    /// The worst of its checks, as Consul aggregates them.
-    fn health(&self) -> &'static str {
-        let has = |status| self.checks.iter().flatten().any(|check| check.status == status);
-        ["maintenance", "critical", "warning"].into_iter().find(|status| has(*status)).unwrap_or("passing")
-    }
-}
-
-async fn list(api: &Api, service: Option<ServiceName>, json: bool) -> Result<u8, Failure> {
+async fn list(api: &Client, service: Option<ServiceName>, json: bool) -> Result<u8, Failure> {
     let mut rows = Vec::new();
     let names = match service {
         Some(name) => vec![name.to_string()],
-        None => api
-            .get::<Map<String, Value>>("/v1/catalog/services")
-            .await?
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect(),
+        None => api.get::<ServicesAnswer>("/v1/catalog/services").await?.into_keys().collect(),
     };
     for name in names {
         rows.extend(instances(api, &name).await?);
@@ -260,28 +205,28 @@ async fn list(api: &Api, service: Option<ServiceName>, json: bool) -> Result<u8,
 }
 
 /// Returns the instances of `name`, without the proxies in front of others: those are the `mesh` column.
-async fn instances(api: &Api, name: &str) -> Result<Vec<Row>, ApiError> {
-    let all: Vec<Entry> = api.get(&format!("/v1/health/service/{}", escape(name))).await?;
-    let own: Vec<Entry> = all.into_iter().filter(|entry| entry.service.kind.is_empty()).collect();
+async fn instances(api: &Client, name: &str) -> Result<Vec<Row>, ApiError> {
+    let all: Vec<HealthEntry> = api.get(&format!("/v1/health/service/{}", escape(name))).await?;
+    let own: Vec<HealthEntry> = all.into_iter().filter(|entry| entry.service.kind.is_empty()).collect();
     if own.is_empty() {
         return Ok(Vec::new());
     }
-    let proxies: Vec<Entry> = api.get(&format!("/v1/health/connect/{}", escape(name))).await?;
-    let mesh = |entry: &Entry| {
-        let fronts = |proxy: &&Entry| {
-            let destination = proxy.service.proxy.as_ref().map(|proxy| proxy.destination_service_id.as_str());
-            proxy.node.node == entry.node.node && destination == Some(entry.service.id.as_str())
+    let proxies: Vec<HealthEntry> = api.get(&format!("/v1/health/connect/{}", escape(name))).await?;
+    let mesh = |entry: &HealthEntry| {
+        let fronts = |proxy: &&HealthEntry| {
+            proxy.node.node == entry.node.node
+                && proxy.service.proxy.destination_service_id == entry.service.id
         };
-        proxies.iter().find(fronts).map(|proxy| at(proxy.address(), proxy.service.port))
+        proxies.iter().find(fronts).map(|proxy| at(proxy.service.address_on(&proxy.node), proxy.service.port))
     };
-    let row = |entry: &Entry| Row {
-        service: entry.service.name.clone(),
+    let row = |entry: &HealthEntry| Row {
+        service: entry.service.service.clone(),
         id: entry.service.id.clone(),
         node: entry.node.node.clone(),
-        address: entry.address().to_owned(),
+        address: entry.service.address_on(&entry.node).to_owned(),
         port: entry.service.port,
         mesh: mesh(entry),
-        health: entry.health().to_owned(),
+        health: health(entry).to_owned(),
     };
     Ok(own.iter().map(row).collect())
 }
@@ -322,7 +267,7 @@ mod tests {
         let entry = |statuses: &[&str]| {
             let checks: Vec<Value> = statuses.iter().map(|status| json!({ "Status": status })).collect();
             let value = json!({"Node": {"Node": "a"}, "Service": {"Service": "db"}, "Checks": checks});
-            serde_json::from_value::<Entry>(value).unwrap().health()
+            serde_json::from_value::<HealthEntry>(value).map(|entry| health(&entry)).unwrap()
         };
         assert_eq!(entry(&[]), "passing");
         assert_eq!(entry(&["passing", "warning"]), "warning");

@@ -4,17 +4,16 @@ pub mod render;
 mod watch;
 
 use clap::Args;
-use http::Method;
 
 use super::{
     Failure, Global,
-    api::Api,
+    admin::Admin,
     exit,
     output::{Style, print, print_json},
     target,
 };
 use crate::{
-    admin::{AttachmentState, ReloadReport, StatusReport},
+    admin::{AttachmentState, StatusReport},
     identity::ServiceName,
 };
 
@@ -53,8 +52,8 @@ pub async fn run(global: &Global, args: &StatusArgs) -> Result<u8, Failure> {
     Ok(if healthy { exit::OK } else { exit::UNHEALTHY })
 }
 
-async fn fetch(admin: &Api, args: &StatusArgs) -> Result<StatusReport, Failure> {
-    let report = admin.get("/status").await.map_err(|error| target::admin_failure(admin, error))?;
+async fn fetch(admin: &Admin, args: &StatusArgs) -> Result<StatusReport, Failure> {
+    let report = admin.status().await?;
     Ok(match &args.service {
         Some(service) => only(report, service.as_str()),
         None => report,
@@ -100,11 +99,7 @@ pub fn problems(report: &StatusReport) -> Vec<String> {
 }
 
 pub async fn reload(global: &Global) -> Result<u8, Failure> {
-    let admin = target::admin(global)?;
-    let reply =
-        admin.send(Method::POST, "/reload", None).await.map_err(|e| target::admin_failure(&admin, e))?;
-    let report: ReloadReport = serde_json::from_slice(&reply.body)
-        .map_err(|error| Failure::Refused(format!("the daemon answered something unexpected: {error}")))?;
+    let report = target::admin(global)?.reload().await?;
     let mut text = "the configuration is loaded\n".to_owned();
     for change in &report.changes {
         text.push_str(&format!("  {change}\n"));
@@ -114,8 +109,7 @@ pub async fn reload(global: &Global) -> Result<u8, Failure> {
 }
 
 pub async fn drain(global: &Global) -> Result<u8, Failure> {
-    let admin = target::admin(global)?;
-    admin.send(Method::POST, "/drain", None).await.map_err(|error| target::admin_failure(&admin, error))?;
+    target::admin(global)?.drain().await?;
     print("the daemon takes no new flows, and ends when the live ones have ended\n")?;
     Ok(exit::OK)
 }

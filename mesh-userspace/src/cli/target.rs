@@ -1,15 +1,12 @@
 //! Whom a command asks: the daemon's admin socket, or the control plane's API, from options, environment and
 //! configuration, in that order.
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
-use super::{
-    Failure, Global,
-    api::{Api, ApiError},
-};
+use super::{Failure, Global, admin::Admin};
 use crate::{
-    config::{ApiAddress, Config, ConfigError, ControlPlane, HostPort, Secret, read_token},
-    control_plane::embedded::TOKEN_FILE,
+    config::{Config, ConfigError, ControlPlane},
+    control_plane::{ApiAccess, ApiAddress, Client, HostPort, TokenSource, embedded::TOKEN_FILE},
 };
 
 /// Returns the configuration; where the default file cannot be read or is wrong, the defaults: a command that only asks
@@ -21,77 +18,73 @@ fn config(global: &Global) -> Result<Config, ConfigError> {
     }
 }
 
-pub fn admin(global: &Global) -> Result<Api, Failure> {
+pub fn admin(global: &Global) -> Result<Admin, Failure> {
     let socket = match &global.admin_socket {
         Some(path) => path.clone(),
         None => config(global)?.admin_socket(),
     };
-    Ok(Api::unix(socket))
+    Ok(Admin::new(socket))
 }
 
-/// Says what a failed request to the admin socket means.
-pub fn admin_failure(admin: &Api, error: ApiError) -> Failure {
-    let ApiAddress::Unix(socket) = &admin.address else { return error.into() };
-    match error.connect_error() {
-        Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Failure::NoDaemon { socket: socket.clone() }
-        }
-        Some(io::ErrorKind::PermissionDenied) => {
-            Failure::NoPermission { what: format!("{} is for root", socket.display()) }
-        }
-        _ => match error {
-            ApiError::Refused(refusal) => Failure::Refused(refusal.text),
-            other => other.into(),
-        },
+/// Returns a client of the control plane's API.
+pub fn control_plane(global: &Global) -> Result<Client, Failure> {
+    let access = access(global)?;
+    let address = &access.address;
+    if !address.is_confidential() {
+        return Err(Failure::Refused(format!(
+            "{address} is not asked: the token and the answers would travel in clear. Use https:// with --ca-file, a unix \
+             socket, or loopback."
+        )));
     }
+    if matches!(address, ApiAddress::Https(_)) && access.ca_file.is_none() {
+        return Err(Failure::Refused(format!(
+            "{address} needs --ca-file (or CONSUL_CACERT): the CA that signed its certificate"
+        )));
+    }
+    Ok(Client::open(access)?)
 }
 
-/// Returns the control plane's API.
-pub fn control_plane(global: &Global) -> Result<Api, Failure> {
+fn access(global: &Global) -> Result<ApiAccess, Failure> {
     let config = config(global)?;
-    let mut api = configured(&config)?;
+    let mut access = configured(&config);
     if let Some(text) = &global.http_addr {
         let address = http_addr(text).map_err(|why| Failure::Usage(format!("--http-addr {text}: {why}")))?;
-        api = match listening(&config) {
-            _ if address == api.address => api,
+        access = match listening(&config) {
+            _ if address == access.address => access,
             Some(own) if address == own.address => own,
             // What is configured is another server's.
-            _ => Api { address, ca_file: None, token: None },
+            _ => ApiAccess::anonymous(address),
         };
     }
     if let Some(path) = &global.ca_file {
-        api.ca_file = Some(path.clone());
+        access.ca_file = Some(path.clone());
     }
     if let Some(token) = &global.token {
-        let bad = || Failure::Usage("--token: a token is printable ASCII without spaces".to_owned());
-        api.token = Some(Secret::new(token).ok_or_else(bad)?);
+        let bad = |_| Failure::Usage("--token: a token is printable ASCII without spaces".to_owned());
+        access.token = Some(TokenSource::value(token).map_err(bad)?);
     }
-    Ok(api)
+    Ok(access)
 }
 
 /// Returns the embedded server's loopback port, with its token for those who may read the server's state.
-fn listening(config: &Config) -> Option<Api> {
+fn listening(config: &Config) -> Option<ApiAccess> {
     let ControlPlane::Embedded(embedded) = &config.control_plane else { return None };
     let at = HostPort { host: embedded.listen.ip().to_string(), port: embedded.listen.port() };
-    let token = read_token(&config.state_dir.join(TOKEN_FILE)).ok();
-    Some(Api { address: ApiAddress::Http(at), ca_file: None, token })
+    let token = TokenSource::file(config.state_dir.join(TOKEN_FILE));
+    let token = token.current().is_ok().then_some(token);
+    Some(ApiAccess { token, ..ApiAccess::anonymous(ApiAddress::Http(at)) })
 }
 
 /// Returns the API that the configuration names.
-fn configured(config: &Config) -> Result<Api, Failure> {
+fn configured(config: &Config) -> ApiAccess {
     let socket = config.api_socket();
-    Ok(match &config.control_plane {
+    match &config.control_plane {
         ControlPlane::Embedded(_) => match listening(config) {
-            Some(api) if !socket.exists() => api,
-            _ => Api::unix(socket),
+            Some(access) if !socket.exists() => access,
+            _ => ApiAccess::anonymous(ApiAddress::Unix(socket)),
         },
-        ControlPlane::Remote(remote) | ControlPlane::Consul(remote) => {
-            let token = remote.token.as_ref().map(|token| token.read()).transpose();
-            let token =
-                token.map_err(|error| Failure::Refused(format!("control_plane.token_file: {error}")))?;
-            Api { address: remote.address.clone(), ca_file: remote.ca_file.clone(), token }
-        }
-    })
+        ControlPlane::Remote(access) | ControlPlane::Consul(access) => access.clone(),
+    }
 }
 
 /// Consul's forms: `HOST:PORT` is http, unless `CONSUL_HTTP_SSL` says https.
@@ -137,11 +130,33 @@ mod tests {
             "[control_plane]\nkind = \"consul\"\naddress = \"http://127.0.0.1:1\"\ntoken = \"secret\"\n";
         std::fs::write(&config, text).unwrap();
         let global = Global { config: Some(config), ..Global::default() };
-        let same =
-            control_plane(&Global { http_addr: Some("127.0.0.1:1".into()), ..global.clone() }).unwrap();
-        assert_eq!(same.token, Secret::new("secret"));
-        let other = control_plane(&Global { http_addr: Some("127.0.0.1:2".into()), ..global }).unwrap();
-        assert_eq!(other.token, None);
+        let token = |address: &str| {
+            access(&Global { http_addr: Some(address.into()), ..global.clone() }).unwrap().token
+        };
+        assert_eq!(token("127.0.0.1:1"), TokenSource::value("secret").ok());
+        assert_eq!(token("127.0.0.1:2"), None);
+    }
+
+    #[test]
+    fn what_could_be_read_or_answered_by_others_is_not_even_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let global = |address: &str, ca_file: Option<PathBuf>| Global {
+            http_addr: Some(address.to_owned()),
+            ca_file,
+            ..Global::default()
+        };
+        let refusal = |global: &Global| control_plane(global).err().map(|failure| failure.to_string());
+        let found = refusal(&global("http://192.0.2.1:8500", None)).unwrap();
+        assert!(found.contains("would travel in clear"), "{found}");
+        let found = refusal(&global("https://127.0.0.1:1", None)).unwrap();
+        assert!(found.contains("needs --ca-file"), "{found}");
+
+        assert_eq!(refusal(&global("http://127.0.0.1:1", None)), None);
+        let ca = dir.path().join("ca.pem");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        std::fs::write(&ca, cert.pem()).unwrap();
+        assert_eq!(refusal(&global("https://192.0.2.1:1", Some(ca))), None);
     }
 
     #[test]
@@ -157,13 +172,14 @@ mod tests {
         let global = Global { config: Some(config), ..Global::default() };
         let token = |http_addr: Option<&str>| {
             let http_addr = http_addr.map(str::to_owned);
-            control_plane(&Global { http_addr, ..global.clone() }).unwrap().token
+            access(&Global { http_addr, ..global.clone() }).unwrap().token
         };
-        assert_eq!(token(None), Secret::new("0123456789abcdef"));
-        assert_eq!(token(Some("127.0.0.1:7")), Secret::new("0123456789abcdef"));
+        let own = Some(TokenSource::file(dir.path().join(TOKEN_FILE)));
+        assert_eq!(token(None), own);
+        assert_eq!(token(Some("127.0.0.1:7")), own);
         assert_eq!(token(Some("127.0.0.1:8")), None);
         std::fs::write(dir.path().join("api.sock"), "").unwrap();
         assert_eq!(token(None), None, "the unix socket needs none");
-        assert_eq!(token(Some("127.0.0.1:7")), Secret::new("0123456789abcdef"));
+        assert_eq!(token(Some("127.0.0.1:7")), own);
     }
 }

@@ -1,6 +1,7 @@
 //! The command line as it is typed.
 
 use super::*;
+use crate::control_plane::{ApiAccess, ApiAddress, Client};
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     let args = line.split(' ').map(OsString::from);
@@ -232,7 +233,8 @@ fn services_are_registered_and_listed() {
     ] {
         assert_eq!(plane.code(&line), expected, "{line}");
     }
-    let api = api::Api::unix(plane.dir.path().join("api.sock"));
+    let access = ApiAccess::anonymous(ApiAddress::Unix(plane.dir.path().join("api.sock")));
+    let api = Client::open(access).unwrap();
     let found: serde_json::Value = block_on(api.get("/v1/health/connect/db")).unwrap();
     assert_eq!(found[0]["Service"]["Port"], 21000, "the file's sidecar is registered too");
 }

@@ -7,11 +7,14 @@ use std::{
 };
 
 use super::{
-    ApiAddress, PortRange, Secret, ServiceConfig, TokenSource,
+    PortRange, ServiceConfig,
     document::Document,
     error::{Located, Location},
 };
-use crate::identity::ServiceName;
+use crate::{
+    control_plane::{ApiAddress, TokenSource},
+    identity::ServiceName,
+};
 
 /// TCP ports of this host, each taken by one key.
 pub(super) struct Claims<'d> {
@@ -118,7 +121,7 @@ pub(super) fn room_for(
 /// A token is given once.
 pub(super) fn one_token(
     document: &Document<'_>,
-    token: Option<Located<Secret>>,
+    token: Option<Located<TokenSource>>,
     file: Option<Located<PathBuf>>,
 ) -> Option<TokenSource> {
     match (token, file) {
@@ -126,8 +129,8 @@ pub(super) fn one_token(
             document.note(&file.at, "found besides token; accepted: one of token, token_file");
             None
         }
-        (Some(token), None) => Some(TokenSource::Inline(token.value)),
-        (None, Some(file)) => Some(TokenSource::File(file.value)),
+        (Some(token), None) => Some(token.value),
+        (None, Some(file)) => Some(TokenSource::file(file.value)),
         (None, None) => None,
     }
 }

@@ -11,14 +11,14 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AddressConfig, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption, Expose,
-    GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, RemoteApi, SameHost, Selector,
-    ServiceConfig, TokenSource,
+    GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector, ServiceConfig,
     document::{Document, Section},
     error::Located,
     rules,
-    value::{API_ADDRESS, ApiAddress, DURATION, HostPort, Secret, absolute, format_duration, parse_duration},
+    value::{DURATION, absolute, format_duration, parse_duration},
 };
 use crate::{
+    control_plane::{ApiAccess, ApiAddress, HostPort, Kind, TokenSource},
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
@@ -147,20 +147,13 @@ fn listen(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> ListenConfig {
     config
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Embedded,
-    Remote,
-    Consul,
-}
-
 fn control_plane(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> Option<ControlPlane> {
     let section = root.section("control_plane");
     let kinds = [("embedded", Kind::Embedded), ("remote", Kind::Remote), ("consul", Kind::Consul)];
     let kind = section.choice("kind", &kinds).map_or(Kind::Embedded, |kind| kind.value);
-    let address = section.text("address", API_ADDRESS, str::parse::<ApiAddress>);
+    let address = section.text("address", ApiAddress::FORMS, str::parse::<ApiAddress>);
     let ca_file = section.text("ca_file", PATH, absolute);
-    let token = section.secret("token", Secret::new);
+    let token = section.secret("token", |text| TokenSource::value(text).ok());
     let token_file = section.text("token_file", PATH, absolute);
     let embedded = section.section("embedded");
     let config = if kind == Kind::Embedded {
@@ -194,7 +187,7 @@ fn remote_api(
         None if kind == Kind::Remote => {
             section.missing(
                 "address",
-                &format!("with kind = \"remote\", where the other host's server is: {API_ADDRESS}"),
+                &format!("with kind = \"remote\", where the other host's server is: {}", ApiAddress::FORMS),
             );
             return None;
         }
@@ -204,8 +197,9 @@ fn remote_api(
         },
     };
     rules::confidential(section.document, &address, ca_file.as_ref());
-    let api = RemoteApi { address: address.value, ca_file: ca_file.map(|file| file.value), token };
-    Some(if kind == Kind::Remote { ControlPlane::Remote(api) } else { ControlPlane::Consul(api) })
+    let ca_file = ca_file.map(|file| file.value);
+    let access = ApiAccess { ca_file, token, ..ApiAccess::anonymous(address.value) };
+    Some(if kind == Kind::Remote { ControlPlane::Remote(access) } else { ControlPlane::Consul(access) })
 }
 
 fn embedded_server(

@@ -149,6 +149,13 @@ pub struct Service {
     pub connect: Connect,
 }
 
+impl Service {
+    /// Returns the instance's address as announced: its own, else its node's.
+    pub fn address_on<'a>(&'a self, node: &'a Node) -> &'a str {
+        if self.address.is_empty() { &node.address } else { &self.address }
+    }
+}
+
 /// A value of `TaggedAddresses`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -74,7 +74,7 @@ impl Cache {
     pub fn new(settings: &Settings) -> Self {
         Self {
             dir: settings.state_dir.join("control-plane"),
-            control_plane: format!("{} {} {}", settings.kind, settings.address, settings.datacenter),
+            control_plane: format!("{} {} {}", settings.kind, settings.access.address, settings.datacenter),
         }
     }
 

@@ -1,27 +1,22 @@
 //! One request to the API and its answer: used by the daemon's watches and by the CLI alike.
 //!
-//! Answers are bounded in time and size, and an error says what failed and what to do next. Retrying, blocking
+//! An error says what failed and what to do next. Bounds of an answer are `exchange`'s; retrying, blocking
 //! queries' indexes and what an answer means are others' business.
 
-use std::{error::Error as _, io, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Body as _;
-use hyper_util::{
-    client::legacy,
-    rt::{TokioExecutor, TokioTimer},
-};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    connector::{ConnectError, Connector, TlsSetupError},
-    settings::{ApiAddress, Kind, Settings, TokenError, TokenSource},
+    address::ApiAddress,
+    connector::TlsSetupError,
+    exchange::{Exchange, ExchangeError, Reply},
+    settings::{ApiAccess, Kind, Settings},
+    token::TokenError,
 };
 
-/// The longest answer that is read; one health answer of 20,000 instances fits.
-const MAX_BODY: usize = 64 << 20;
 /// How much of an error's body is kept for the message.
 const MAX_REASON: usize = 300;
 /// Time for an answer that does not wait for a change.
@@ -59,8 +54,8 @@ pub enum ApiError {
     NotFound { path: String, reason: String },
     #[error("{path} was answered with {status}: {reason}")]
     Status { path: String, status: StatusCode, reason: String },
-    #[error("{path}: the answer is longer than {limit} bytes")]
-    TooLarge { path: String, limit: usize },
+    #[error("{path}: {reason}")]
+    TooLarge { path: String, reason: String },
     #[error(
         "{path}: the answer is not what a Consul agent says: {reason}; does control_plane.address point at one?"
     )]
@@ -112,64 +107,71 @@ pub struct Answer {
     pub body: Bytes,
     /// `X-Consul-Index`, where the endpoint has one.
     pub index: Option<u64>,
+    /// The server's clock: the `Date` header, as sent.
+    pub date: Option<String>,
 }
 
-/// A client of the HTTP API with a pool of kept-alive connections. Cheap to clone; clones share the pool.
+/// A client of the HTTP API. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<Connector, Full<Bytes>>,
-    address: ApiAddress,
-    /// What stands in the URI and in `Host`.
-    authority: String,
-    token: Option<TokenSource>,
+    exchange: Exchange,
+    access: ApiAccess,
+    /// What answers at the address, for messages.
     server: &'static str,
     /// `mesh-node=…&mesh-address=…`, added to agent calls.
     on_behalf_of: Option<String>,
 }
 
 impl Client {
-    /// Opens no connection yet. Reads the TLS files of an `https://` address.
+    /// Returns the daemon's client, which makes agent calls on behalf of its own node. Opens no connection yet. Reads
+    /// the TLS files of an `https://` address.
     ///
     /// # Errors
     /// [`ApiError::TlsSetup`].
     pub fn new(settings: &Settings) -> Result<Self, ApiError> {
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .pool_max_idle_per_host(8)
-            .build(Connector::new(settings)?);
-        let authority = match &settings.address {
-            ApiAddress::Http(host, port) | ApiAddress::Https(host, port) if host.contains(':') => {
-                format!("[{host}]:{port}")
+        let (server, on_behalf_of) = match settings.kind {
+            Kind::Consul => ("a Consul agent", None),
+            Kind::Embedded | Kind::Remote => {
+                let node = escape(&settings.node);
+                ("`meshnode run`", Some(format!("mesh-node={node}&mesh-address={}", settings.node_address)))
             }
-            ApiAddress::Http(host, port) | ApiAddress::Https(host, port) => format!("{host}:{port}"),
-            ApiAddress::Unix(_) => "localhost".to_owned(),
         };
-        let on_behalf_of = (settings.kind != Kind::Consul)
-            .then(|| format!("mesh-node={}&mesh-address={}", escape(&settings.node), settings.node_address));
-        Ok(Self {
-            http,
-            address: settings.address.clone(),
-            authority,
-            token: settings.token.clone(),
-            server: if settings.kind == Kind::Consul { "a Consul agent" } else { "`meshnode run`" },
-            on_behalf_of,
-        })
+        Ok(Self { server, on_behalf_of, ..Self::open(settings.access.clone())? })
     }
 
-    /// Returns the answer to `GET path`; `path` begins with `/v1/` and may carry a query, already escaped.
+    /// As [`new`](Self::new), for a caller that is no node: agent calls are about the server's own node.
+    ///
+    /// # Errors
+    /// [`ApiError::TlsSetup`].
+    pub fn open(access: ApiAccess) -> Result<Self, ApiError> {
+        let exchange = Exchange::new(&access)?;
+        Ok(Self { exchange, access, server: "the control plane", on_behalf_of: None })
+    }
+
+    pub fn access(&self) -> &ApiAccess {
+        &self.access
+    }
+
+    /// Returns the answer to `GET path` as it came; `path` begins with `/v1/` and may carry a query, already escaped.
     ///
     /// # Errors
     /// Every [`ApiError`] but `TlsSetup`.
+    pub async fn ask(&self, path: &str) -> Result<Answer, ApiError> {
+        self.request(Method::GET, path, Bytes::new(), ANSWER_TIMEOUT).await
+    }
+
+    /// As [`ask`](Self::ask), read as JSON.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        let answer = self.request(Method::GET, path, Bytes::new(), ANSWER_TIMEOUT).await?;
-        decode(path, &answer.body)
+        decode(path, &self.ask(path).await?.body)
     }
 
     /// Sends `body` as JSON; an empty answer reads as JSON `null`, so that `T` may be `()` or an `Option`.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// As [`ask`](Self::ask).
     pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
         self.send(Method::PUT, path, body).await
     }
@@ -177,7 +179,7 @@ impl Client {
     /// As [`put`](Self::put), by `POST`.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// As [`ask`](Self::ask).
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
         self.send(Method::POST, path, body).await
     }
@@ -185,7 +187,7 @@ impl Client {
     /// Sends `DELETE path`; what is answered (Consul says `true`) is dropped.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// As [`ask`](Self::ask).
     pub async fn delete(&self, path: &str) -> Result<(), ApiError> {
         self.request(Method::DELETE, path, Bytes::new(), ANSWER_TIMEOUT).await.map(drop)
     }
@@ -204,7 +206,7 @@ impl Client {
     /// `wait` (and up to a sixteenth more, which Consul adds).
     pub(super) async fn blocking(&self, path: &str, index: u64, wait: Duration) -> Result<Answer, ApiError> {
         if index == 0 {
-            return self.request(Method::GET, path, Bytes::new(), ANSWER_TIMEOUT).await;
+            return self.ask(path).await;
         }
         let and = if path.contains('?') { '&' } else { '?' };
         let query = format!("{path}{and}index={index}&wait={}s", wait.as_secs());
@@ -231,89 +233,50 @@ impl Client {
         body: Bytes,
         limit: Duration,
     ) -> Result<Answer, ApiError> {
-        let timeout = || ApiError::Timeout {
-            address: self.address.to_string(),
-            path: bare(path).to_owned(),
-            after: limit,
-        };
-        tokio::time::timeout(limit, self.exchange(method, path, body)).await.map_err(|_| timeout())?
-    }
-
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, ApiError> {
         let request = self.compose(method, path, body)?;
-        let response = self.http.request(request).await.map_err(|e| self.failed(path, &e))?;
-        let status = response.status();
-        let index = index(path, response.headers())?;
-        let filtered =
-            response.headers().get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true");
-        let limit = if status.is_success() { MAX_BODY } else { MAX_REASON * 16 };
-        let too_large = || ApiError::TooLarge { path: bare(path).to_owned(), limit };
-        let body = response.into_body();
-        if status.is_success() && body.size_hint().lower() > limit as u64 {
-            return Err(too_large());
-        }
-        let body = match Limited::new(body, limit).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(e) if e.is::<LengthLimitError>() && status.is_success() => return Err(too_large()),
-            Err(e) if e.is::<LengthLimitError>() => Bytes::new(),
-            Err(e) => return Err(self.broken(path, root_cause(e.as_ref()))),
-        };
+        let reply = self.exchange.send(request, limit).await;
+        let Reply { status, headers, body } = reply.map_err(|e| self.failed(path, e))?;
         if !status.is_success() {
             return Err(self.refusal(path, status, &body));
         }
-        if filtered {
+        if headers.get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true") {
             // Consul 1.11 and later: part of the answer was withheld, which must not read as "there is no more".
             return Err(self.refusal(path, StatusCode::FORBIDDEN, b"some results were withheld by ACLs"));
         }
-        Ok(Answer { body, index })
+        let date = headers.get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+        Ok(Answer { body, index: index(path, &headers)?, date })
     }
 
-    fn compose(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ApiError> {
-        let query = self
-            .on_behalf_of
-            .as_ref()
-            .filter(|_| path.starts_with("/v1/agent/"))
-            .map_or_else(String::new, |query| {
-                format!("{}{query}", if path.contains('?') { '&' } else { '?' })
-            });
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("http://{}{path}{query}", self.authority))
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, concat!("meshnode/", env!("CARGO_PKG_VERSION")));
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        if let Some(token) = &self.token {
+    fn compose(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, ApiError> {
+        let and = if path.contains('?') { '&' } else { '?' };
+        let mut request = match &self.on_behalf_of {
+            Some(node) if path.starts_with("/v1/agent/") => {
+                self.exchange.request(method, &format!("{path}{and}{node}"))
+            }
+            _ => self.exchange.request(method, path),
+        };
+        if let Some(token) = &self.access.token {
             request = request.header("x-consul-token", token.current()?);
         }
-        request.body(Full::new(body)).map_err(|e| ApiError::malformed(bare(path), e))
+        request.body(body).map_err(|e| ApiError::malformed(bare(path), e))
     }
 
-    /// Maps what hyper says to what the user can do about it.
-    fn failed(&self, path: &str, error: &legacy::Error) -> ApiError {
-        let address = self.address.to_string();
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
-        while let Some(inner) = cause.filter(|e| !e.is::<ConnectError>()) {
-            cause = inner.source();
-        }
-        let connect = cause.and_then(|e| e.downcast_ref::<ConnectError>());
-        let unix = matches!(self.address, ApiAddress::Unix(_));
-        match connect {
-            Some(ConnectError::Io(e)) => match e.kind() {
+    /// Maps what went wrong to what the user can do about it.
+    fn failed(&self, path: &str, error: ExchangeError) -> ApiError {
+        let (address, path) = (self.access.address.to_string(), bare(path).to_owned());
+        let unix = matches!(self.access.address, ApiAddress::Unix(_));
+        match error {
+            ExchangeError::Connect { kind, reason } => match kind {
                 io::ErrorKind::ConnectionRefused => ApiError::Refused { address, server: self.server },
                 io::ErrorKind::NotFound if unix => ApiError::NoSocket { address, server: self.server },
                 io::ErrorKind::PermissionDenied if unix => ApiError::SocketPermission { address },
-                _ => ApiError::Unreachable { address, reason: e.to_string() },
+                _ => ApiError::Unreachable { address, reason },
             },
-            Some(e @ ConnectError::Timeout) => ApiError::Unreachable { address, reason: e.to_string() },
-            Some(e @ ConnectError::Tls(_)) => ApiError::Tls { address, reason: e.to_string() },
-            None => self.broken(path, root_cause(error)),
+            ExchangeError::Tls(reason) => ApiError::Tls { address, reason },
+            ExchangeError::Timeout(after) => ApiError::Timeout { address, path, after },
+            ExchangeError::Broken(reason) => ApiError::Broken { address, path, reason },
+            e @ ExchangeError::TooLarge => ApiError::TooLarge { path, reason: e.to_string() },
         }
-    }
-
-    fn broken(&self, path: &str, reason: String) -> ApiError {
-        ApiError::Broken { address: self.address.to_string(), path: bare(path).to_owned(), reason }
     }
 
     fn refusal(&self, path: &str, status: StatusCode, body: &[u8]) -> ApiError {
@@ -321,7 +284,7 @@ impl Client {
         let reason = reason(body, status);
         match status {
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-                ApiError::Forbidden { path, reason, with_token: self.token.is_some() }
+                ApiError::Forbidden { path, reason, with_token: self.access.token.is_some() }
             }
             StatusCode::NOT_FOUND => ApiError::NotFound { path, reason },
             _ => ApiError::Status { path, status, reason },
@@ -352,7 +315,7 @@ pub(super) fn decode<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, 
 }
 
 /// `X-Consul-Index` when there is one; it must be a number then.
-fn index(path: &str, headers: &http::HeaderMap) -> Result<Option<u64>, ApiError> {
+fn index(path: &str, headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
     let Some(value) = headers.get("x-consul-index") else { return Ok(None) };
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
     number.map(Some).ok_or_else(|| ApiError::malformed(bare(path), format!("X-Consul-Index is {value:?}")))
@@ -373,10 +336,13 @@ fn reason(body: &[u8], status: StatusCode) -> String {
     }
 }
 
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_leaves_nothing_that_ends_a_segment() {
+        assert_eq!(escape("a/b?c=*#&%ä"), "a%2Fb%3Fc%3D%2A%23%26%25%C3%A4");
+        assert_eq!(escape("web-1.x_y~"), "web-1.x_y~");
     }
-    cause.to_string()
 }

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::settings::{ApiAddress, Settings};
+use super::{
+    address::{ApiAddress, HostPort},
+    settings::ApiAccess,
+};
 
 /// Time for TCP and TLS to be established together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,35 +68,39 @@ pub struct Connector {
 }
 
 enum Target {
-    Tcp { host: String, port: u16 },
-    Tls { host: String, port: u16, name: ServerName<'static>, tls: TlsConnector },
+    Tcp(HostPort),
+    Tls { at: HostPort, name: ServerName<'static>, tls: TlsConnector },
     Unix(PathBuf),
 }
 
 impl Connector {
     /// # Errors
     /// When the address is `https://` and its TLS files cannot be used.
-    pub fn new(settings: &Settings) -> Result<Self, TlsSetupError> {
-        let target = match &settings.address {
-            ApiAddress::Http(host, port) => Target::Tcp { host: host.clone(), port: *port },
-            ApiAddress::Unix(path) => Target::Unix(path.clone()),
-            ApiAddress::Https(host, port) => Target::Tls {
-                name: ServerName::try_from(host.clone()).map_err(|_| TlsSetupError::Name(host.clone()))?,
-                tls: TlsConnector::from(Arc::new(tls_config(settings)?)),
-                host: host.clone(),
-                port: *port,
+    pub fn new(access: &ApiAccess) -> Result<Self, TlsSetupError> {
+        let target = match &access.address {
+            ApiAddress::Unix(path) => return Ok(Self::unix(path)),
+            ApiAddress::Http(at) => Target::Tcp(at.clone()),
+            ApiAddress::Https(at) => Target::Tls {
+                name: ServerName::try_from(at.host.clone())
+                    .map_err(|_| TlsSetupError::Name(at.host.clone()))?,
+                tls: TlsConnector::from(Arc::new(tls_config(access)?)),
+                at: at.clone(),
             },
         };
         Ok(Self { target: Arc::new(target) })
     }
+
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        Self { target: Arc::new(Target::Unix(path.into())) }
+    }
 }
 
-fn tls_config(settings: &Settings) -> Result<ClientConfig, TlsSetupError> {
+fn tls_config(access: &ApiAccess) -> Result<ClientConfig, TlsSetupError> {
     let mut roots = RootCertStore::empty();
     let system =
         ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
     let found = || system.iter().map(Path::new).find(|p| fs::exists(p).unwrap_or(false));
-    let file = settings.ca_file.as_deref().or_else(found).ok_or(TlsSetupError::NoCa)?;
+    let file = access.ca_file.as_deref().or_else(found).ok_or(TlsSetupError::NoCa)?;
     for cert in certs(file)? {
         roots.add(cert)?;
     }
@@ -101,7 +108,7 @@ fn tls_config(settings: &Settings) -> Result<ClientConfig, TlsSetupError> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
-    Ok(match &settings.client_cert {
+    Ok(match &access.client_cert {
         None => builder.with_no_client_auth(),
         Some(own) => {
             let key = PrivateKeyDer::from_pem_file(&own.key_file)
@@ -122,9 +129,9 @@ impl Target {
     async fn connect(&self) -> Result<ApiStream, ConnectError> {
         match self {
             Self::Unix(path) => Ok(ApiStream(Box::new(UnixStream::connect(path).await?))),
-            Self::Tcp { host, port } => Ok(ApiStream(Box::new(tcp(host, *port).await?))),
-            Self::Tls { host, port, name, tls } => {
-                let tcp = tcp(host, *port).await?;
+            Self::Tcp(at) => Ok(ApiStream(Box::new(tcp(at).await?))),
+            Self::Tls { at, name, tls } => {
+                let tcp = tcp(at).await?;
                 let tls = tls.connect(name.clone(), tcp).await.map_err(ConnectError::Tls)?;
                 Ok(ApiStream(Box::new(tls)))
             }
@@ -132,9 +139,9 @@ impl Target {
     }
 }
 
-/// Connects to the first address of `host` that takes it.
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
+/// Connects to the first address of the host that takes it.
+async fn tcp(at: &HostPort) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((at.host.as_str(), at.port)).await?;
     stream.set_nodelay(true)?;
     let keepalive =
         socket2::TcpKeepalive::new().with_time(DEAD_PEER / 2).with_interval(DEAD_PEER / 8).with_retries(4);

@@ -266,7 +266,7 @@ async fn sees_the_catalog(shared: &Shared) -> Result<(), ApiError> {
             reason: "the service `consul` is not visible, so ACLs hide parts of the catalog; the token needs \
                      service_prefix \"\" { policy = \"read\" intentions = \"read\" } and node_prefix \"\" { policy = \"read\" }"
                 .to_owned(),
-            with_token: shared.settings.token.is_some(),
+            with_token: shared.settings.access.token.is_some(),
         });
     }
     Ok(())

@@ -105,8 +105,10 @@ fn passes(checks: &[Check]) -> bool {
 }
 
 fn address(service: &Service, node: &Node, own_node: &str) -> Result<SocketAddr, &'static str> {
-    let text = if service.address.is_empty() { &node.address } else { &service.address };
-    let ip: IpAddr = text.parse().map_err(|_| "its address is a name; meshnode needs an IP address")?;
+    let ip: IpAddr = service
+        .address_on(node)
+        .parse()
+        .map_err(|_| "its address is a name; meshnode needs an IP address")?;
     let ip = ip.to_canonical();
     if service.port == 0 {
         return Err("its mTLS end has no port");

@@ -78,7 +78,7 @@ impl Link {
     pub fn new(settings: &Settings, state: MeshState) -> Self {
         let status = Status {
             kind: settings.kind,
-            address: settings.address.to_string(),
+            address: settings.access.address.to_string(),
             connected: false,
             last_contact: None,
             last_error: None,

@@ -21,7 +21,7 @@ use super::{
     link::{Link, Status},
     policy::{self, Policy},
     register,
-    settings::{ApiAddress, LocalService, Settings},
+    settings::{LocalService, Settings},
     trust,
 };
 use crate::{
@@ -82,11 +82,9 @@ impl Sync {
         state: MeshState,
         local: watch::Receiver<Arc<Vec<LocalService>>>,
     ) -> Result<SyncHandle, ApiError> {
-        if let ApiAddress::Http(host, _) = &settings.address
-            && !is_loopback(host)
-        {
+        if !settings.access.address.is_confidential() {
             tracing::warn!(
-                address = %settings.address,
+                address = %settings.access.address,
                 "the control plane is spoken to in cleartext: whoever is on the way can change policy and read the \
                  token; use https:// with control_plane.ca_file"
             );
@@ -150,10 +148,6 @@ impl SyncHandle {
         }
         self.shared.cache.flush().await;
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {

@@ -11,18 +11,12 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{
-    Client, Health, Listens, LocalService,
-    settings::{Kind, Settings, TokenSource},
-};
+use super::{ApiAccess, Client, Health, Kind, Listens, LocalService, Settings, TokenSource};
 
 pub fn settings(address: &str) -> Settings {
     Settings {
         kind: Kind::Consul,
-        address: address.parse().unwrap(),
-        ca_file: None,
-        client_cert: None,
-        token: None,
+        access: ApiAccess::anonymous(address.parse().unwrap()),
         node: "host-a".to_owned(),
         node_address: "10.77.0.1".parse().unwrap(),
         datacenter: "dc1".to_owned(),
@@ -91,8 +85,9 @@ impl Consul {
     }
 
     pub fn client(&self, token: &str) -> Client {
-        let token = (!token.is_empty()).then(|| TokenSource::value(token).unwrap());
-        Client::new(&Settings { token, ..self.settings() }).unwrap()
+        let mut settings = self.settings();
+        settings.access.token = (!token.is_empty()).then(|| TokenSource::value(token).unwrap());
+        Client::new(&settings).unwrap()
     }
 
     /// As `kill -9`: nobody says good-bye.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, Client, Health, Settings, Sync, TokenSource,
+    ApiAccess, ApiError, Client, Health, Settings, Sync, TokenSource,
     testing::{Consul, db, eventually, local},
 };
 use crate::{
@@ -290,8 +290,8 @@ async fn token_that_sees_too_little_never_makes_an_empty_mesh() {
     assert!(state.load().catalog.is_none() && state.load().intentions.is_none());
     drop(sync);
 
-    let token = Some(TokenSource::value("root-token").unwrap());
-    let with_token = Settings { token, ..consul.settings() };
+    let mut with_token = consul.settings();
+    with_token.access.token = Some(TokenSource::value("root-token").unwrap());
     let sync = Sync::start(with_token, state.clone(), services.subscribe()).unwrap();
     eventually("with a good token it syncs", async || {
         mesh_end(&state.load(), "10.77.0.1:5432").is_some() && decision(&state.load(), "web", "db").is_some()
@@ -337,7 +337,8 @@ async fn unix_socket_works_as_tcp_does() {
     else {
         return;
     };
-    let settings = Settings { address: socket.parse().unwrap(), ..consul.settings() };
+    let access = ApiAccess::anonymous(socket.parse().unwrap());
+    let settings = Settings { access, ..consul.settings() };
     let state = MeshState::default();
     let _sync = Sync::start(settings, state.clone(), local(&[]).subscribe()).unwrap();
     eventually("it syncs", async || state.load().is_synced() && state.load().roots.is_some()).await;
@@ -366,23 +367,23 @@ async fn https_is_verified_against_the_ca_file() {
         "ports": {"https": port}, "ca_file": path("ca.pem"), "cert_file": path("server.pem"), "key_file": path("server.key"),
         "verify_incoming_https": true,
     });
-    let Some(consul) = Consul::start(config).await else { return };
-    let good = Settings {
+    let Some(_consul) = Consul::start(config).await else { return };
+    let good = ApiAccess {
         address: format!("https://127.0.0.1:{port}").parse().unwrap(),
         ca_file: Some(path("ca.pem")),
         client_cert: Some(super::ClientCert { cert_file: path("client.pem"), key_file: path("client.key") }),
-        ..consul.settings()
+        token: None,
     };
-    let ask = async |settings: &Settings| Client::new(settings)?.get::<Value>("/v1/agent/self").await;
+    let ask = async |access: &ApiAccess| Client::open(access.clone())?.get::<Value>("/v1/agent/self").await;
     ask(&good).await.unwrap();
-    let anonymous = Settings { client_cert: None, ..good.clone() };
+    let anonymous = ApiAccess { client_cert: None, ..good.clone() };
     ask(&anonymous).await.unwrap_err();
-    let wrong_ca = Settings { ca_file: Some(path("client.pem")), ..good.clone() };
+    let wrong_ca = ApiAccess { ca_file: Some(path("client.pem")), ..good.clone() };
     let error = ask(&wrong_ca).await.unwrap_err();
     assert!(matches!(error, ApiError::Tls { .. }) && error.to_string().contains("ca_file"), "{error}");
     let wrong_name =
-        Settings { address: format!("https://localhost:{port}").parse().unwrap(), ..good.clone() };
+        ApiAccess { address: format!("https://localhost:{port}").parse().unwrap(), ..good.clone() };
     assert!(matches!(ask(&wrong_name).await, Err(ApiError::Tls { .. })));
-    let no_file = Settings { ca_file: Some(path("nope.pem")), ..good };
+    let no_file = ApiAccess { ca_file: Some(path("nope.pem")), ..good };
     assert!(matches!(ask(&no_file).await, Err(ApiError::TlsSetup(_))));
 }

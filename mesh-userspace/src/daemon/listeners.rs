@@ -1,8 +1,8 @@
 //! The sockets that the daemon listens on, and the settings of the parts that own them.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    path::Path,
 };
 
 use anyhow::Context as _;
@@ -10,9 +10,9 @@ use mesh_common::map::{LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LIS
 
 use super::{kernel::Kernel, services::listen};
 use crate::{
-    config::{Config, ControlPlane, RemoteApi, TokenSource as ConfigToken},
+    config::{Config, ControlPlane},
     control_plane::{
-        ApiAddress, Kind, Settings, TokenSource,
+        ApiAccess, ApiAddress, Kind, Settings, TokenSource,
         embedded::{self, Embedded},
     },
 };
@@ -96,15 +96,7 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
             listen: expose.listen,
             cert_file: expose.certificate.as_ref().map(|c| c.cert_file.clone()),
             key_file: expose.certificate.as_ref().map(|c| c.key_file.clone()),
-            token: match &expose.token_file {
-                Some(path) => fs::read_to_string(path)
-                    .with_context(|| {
-                        format!("cannot read control_plane.embedded.expose.token_file {}", path.display())
-                    })?
-                    .trim()
-                    .to_owned(),
-                None => String::new(),
-            },
+            token: expose.token_file.as_deref().map_or_else(|| Ok(String::new()), expose_token)?,
         }),
     };
     let embedded = Embedded::start(embedded::Settings {
@@ -123,38 +115,26 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
     Ok(Some(embedded))
 }
 
+fn expose_token(path: &Path) -> anyhow::Result<String> {
+    let token = TokenSource::file(path).current().context("control_plane.embedded.expose.token_file")?;
+    Ok(token.to_str().expect("invariant: a token is ASCII").to_owned())
+}
+
 /// Returns how the client reaches its control plane.
-pub fn client_settings(config: &Config, node_address: IpAddr) -> anyhow::Result<Settings> {
-    let base = |kind, address| Settings {
+pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
+    let (kind, access) = match &config.control_plane {
+        ControlPlane::Embedded(_) => {
+            (Kind::Embedded, ApiAccess::anonymous(ApiAddress::Unix(config.api_socket())))
+        }
+        ControlPlane::Remote(access) => (Kind::Remote, access.clone()),
+        ControlPlane::Consul(access) => (Kind::Consul, access.clone()),
+    };
+    Settings {
         kind,
-        address,
-        ca_file: None,
-        client_cert: None,
-        token: None,
+        access,
         node: config.node.clone(),
         node_address,
         datacenter: config.datacenter.clone(),
         state_dir: config.state_dir.clone(),
-    };
-    Ok(match &config.control_plane {
-        ControlPlane::Embedded(_) => base(Kind::Embedded, ApiAddress::Unix(config.api_socket())),
-        ControlPlane::Remote(api) => {
-            Settings { ca_file: api.ca_file.clone(), token: token(api)?, ..base(Kind::Remote, address(api)?) }
-        }
-        ControlPlane::Consul(api) => {
-            Settings { ca_file: api.ca_file.clone(), token: token(api)?, ..base(Kind::Consul, address(api)?) }
-        }
-    })
-}
-
-fn address(api: &RemoteApi) -> anyhow::Result<ApiAddress> {
-    api.address.to_string().parse().context("control_plane.address")
-}
-
-fn token(api: &RemoteApi) -> anyhow::Result<Option<TokenSource>> {
-    Ok(match &api.token {
-        None => None,
-        Some(ConfigToken::Inline(secret)) => Some(TokenSource::value(secret.expose())?),
-        Some(ConfigToken::File(path)) => Some(TokenSource::file(path)),
-    })
+    }
 }

@@ -14,7 +14,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::Finding;
 use crate::{
     admin::StatusReport,
-    config::{Config, ControlPlane, TokenSource},
+    config::{Config, ControlPlane},
+    control_plane::TokenSource,
 };
 
 pub fn check(config: &Config, daemon: Option<&StatusReport>) -> Vec<Finding> {
@@ -169,10 +170,7 @@ fn private(check: &'static str, path: &Path, most: u32) -> Finding {
 fn token_file(config: &Config) -> Option<Finding> {
     const CHECK: &str = "token file";
     let path = match &config.control_plane {
-        ControlPlane::Remote(api) | ControlPlane::Consul(api) => match &api.token {
-            Some(TokenSource::File(path)) => path,
-            _ => return None,
-        },
+        ControlPlane::Remote(access) | ControlPlane::Consul(access) => access.token.as_ref()?.path()?,
         ControlPlane::Embedded(embedded) => embedded.expose.as_ref()?.token_file.as_ref()?,
     };
     let shown = path.display();
@@ -180,7 +178,7 @@ fn token_file(config: &Config) -> Option<Finding> {
         Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
             Finding::fail(CHECK, format!("{shown} can be read by others"), format!("chmod 0600 {shown}"))
         }
-        Ok(_) => match crate::config::read_token(path) {
+        Ok(_) => match TokenSource::file(path).current() {
             Ok(_) => Finding::ok(CHECK, shown.to_string()),
             Err(error) => Finding::fail(CHECK, error.to_string(), "write the token into it"),
         },

@@ -2,17 +2,13 @@
 
 use std::time::SystemTime;
 
-use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::Finding;
 use crate::{
-    cli::{
-        Global,
-        api::{Api, ApiError},
-        target,
-    },
+    cli::{Global, target},
     config::{Config, ControlPlane},
+    control_plane::{ApiError, Client},
 };
 
 const CHECK: &str = "control plane";
@@ -28,39 +24,45 @@ pub async fn check(global: &Global, config: &Config, running: bool) -> Vec<Findi
         Err(failure) => return vec![Finding::fail(CHECK, failure.to_string(), "correct [control_plane]")],
     };
     // Every control plane has roots for everybody; whether the token is known shows at the agent's services.
-    let roots = api.send(Method::GET, "/v1/connect/ca/roots", None).await;
+    let roots = api.ask("/v1/connect/ca/roots").await;
     let mut findings = vec![match &roots {
-        Ok(_) => Finding::ok(CHECK, format!("{} answers, with a CA", api.address)),
+        Ok(_) => Finding::ok(CHECK, format!("{} answers, with a CA", api.access().address)),
         Err(error) => unreachable(&api, error),
     }];
-    if let Ok(reply) = roots {
-        findings.extend(reply.date.as_deref().and_then(skew));
+    if let Ok(answer) = roots {
+        findings.extend(answer.date.as_deref().and_then(skew));
         findings.push(token(&api).await);
     }
     findings
 }
 
-fn unreachable(api: &Api, error: &ApiError) -> Finding {
+fn unreachable(api: &Client, error: &ApiError) -> Finding {
     let fix = match error {
-        ApiError::Refused(_) => {
+        ApiError::Forbidden { .. } | ApiError::NotFound { .. } | ApiError::Status { .. } => {
             "Consul needs connect { enabled = true } on its servers, and the token service:read"
         }
-        ApiError::CaFile { .. } | ApiError::Address(_) => {
-            "correct control_plane.ca_file or control_plane.address"
-        }
+        ApiError::Token(_) => "correct control_plane.token_file",
+        ApiError::Tls { .. } => "correct control_plane.ca_file or control_plane.address",
         _ => "start it, or correct control_plane.address; a firewall may be between",
     };
-    Finding::fail(CHECK, format!("{} does not serve: {error}", api.address), fix)
+    // An error of reaching it names the address itself.
+    let detail = if error.is_outage() {
+        error.to_string()
+    } else {
+        format!("{} does not serve: {error}", api.access().address)
+    };
+    Finding::fail(CHECK, detail, fix)
 }
 
-async fn token(api: &Api) -> Finding {
+async fn token(api: &Client) -> Finding {
     const CHECK: &str = "token";
-    let given = if api.token.is_some() { "is accepted" } else { "none given, and none needed to read" };
-    match api.send(Method::GET, "/v1/agent/services", None).await {
+    let given =
+        if api.access().token.is_some() { "is accepted" } else { "none given, and none needed to read" };
+    match api.ask("/v1/agent/services").await {
         Ok(_) => Finding::ok(CHECK, given),
-        Err(ApiError::Refused(refusal)) => {
+        Err(error @ (ApiError::Forbidden { .. } | ApiError::NotFound { .. } | ApiError::Status { .. })) => {
             let fix = "control_plane.token_file with a token for service:write and intentions:read";
-            Finding::fail(CHECK, format!("refused: {}: {}", refusal.status, refusal.text), fix)
+            Finding::fail(CHECK, format!("refused: {error}"), fix)
         }
         Err(error) => Finding::fail(CHECK, error.to_string(), "start the control plane again"),
     }

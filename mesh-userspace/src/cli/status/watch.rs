@@ -17,13 +17,13 @@ use tokio::{
 use super::{StatusArgs, fetch, render};
 use crate::cli::{
     Failure,
-    api::Api,
+    admin::Admin,
     output::{Style, print, terminal_size},
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
 
-pub async fn run(admin: &Api, args: &StatusArgs) -> Result<(), Failure> {
+pub async fn run(admin: &Admin, args: &StatusArgs) -> Result<(), Failure> {
     let screen = Screen::enter(io::stdout().is_terminal() && !args.json)?;
     let mut keys = Keys::listen();
     let stop = |error: io::Error| Failure::Refused(format!("signals cannot be handled: {error}"));
@@ -46,7 +46,7 @@ pub async fn run(admin: &Api, args: &StatusArgs) -> Result<(), Failure> {
 }
 
 /// Returns what to show now. Once begun, a daemon that restarts is waited for.
-async fn frame(admin: &Api, args: &StatusArgs) -> Result<String, Failure> {
+async fn frame(admin: &Admin, args: &StatusArgs) -> Result<String, Failure> {
     match fetch(admin, args).await {
         Ok(report) if args.json => {
             Ok(serde_json::to_string(&report).expect("invariant: reports have string keys") + "\n")

@@ -18,7 +18,7 @@ use crate::{
     state::{Mesh, MeshState},
 };
 
-const TOKEN: &str = "a token for the tests only";
+const TOKEN: &str = "a-token-for-the-tests-only";
 
 async fn start(dir: &Path) -> Embedded {
     let settings = embedded::Settings {
@@ -52,15 +52,16 @@ fn own(dir: &Path) -> Settings {
 
 /// As the daemon of `host-b`.
 fn other(dir: &Path, server: &Embedded) -> Settings {
-    Settings {
+    let mut settings = Settings {
         kind: Kind::Remote,
-        token: Some(TokenSource::value(TOKEN).unwrap()),
-        ca_file: Some(dir.join("server/api-ca.pem")),
         node: "host-b".to_owned(),
         node_address: "10.77.0.2".parse().unwrap(),
         state_dir: dir.join("other-client"),
         ..settings(&format!("https://{}", server.expose_addr().unwrap()))
-    }
+    };
+    settings.access.ca_file = Some(dir.join("server/api-ca.pem"));
+    settings.access.token = Some(TokenSource::value(TOKEN).unwrap());
+    settings
 }
 
 /// Both the chain and the name of the one leaf hold.
@@ -132,7 +133,8 @@ async fn service_of_another_host_is_registered_on_that_host() {
 async fn remote_without_the_token_gets_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(dir.path()).await;
-    let without = Settings { token: None, ..other(dir.path(), &server) };
+    let mut without = other(dir.path(), &server);
+    without.access.token = None;
     let error = Client::new(&without).unwrap().get::<Value>("/v1/catalog/services").await.unwrap_err();
     assert!(error.to_string().contains("set control_plane.token"), "{error}");
     let state = MeshState::default();
