@@ -7,7 +7,6 @@ word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^meshnode\.$1=//p"; }
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/lock

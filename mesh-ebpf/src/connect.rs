@@ -80,7 +80,10 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         same_host_mtls: settings.flags & SETTINGS_SAME_HOST_MTLS != 0,
     };
     let refused = |reason| Err(Denial { reason, source, destination, remote });
-    match decide(caller, target, allowed(source, destination), mode) {
+    let verdict = decide(caller, target, allowed(source, destination), mode);
+    #[cfg(feature = "log")]
+    log(ctx, remote, source, destination, verdict);
+    match verdict {
         Verdict::Pass => Ok(()),
         Verdict::WouldDeny(reason) => {
             report::count(Counter::WouldDeny);
@@ -146,6 +149,26 @@ fn origin(
         // SAFETY: the helper takes nothing.
         opened_ns: unsafe { bpf_ktime_get_ns() },
     }
+}
+
+/// For debugging (`cargo xtask build-ebpf --debug`); a release has neither the call nor its map.
+#[cfg(feature = "log")]
+fn log(ctx: &SockAddrContext, remote: Endpoint, source: ServiceId, destination: ServiceId, verdict: Verdict) {
+    let word = match verdict {
+        Verdict::Pass => "pass",
+        Verdict::WouldDeny(_) => "would-deny",
+        Verdict::Direct { .. } => "direct",
+        Verdict::Capture { .. } => "capture",
+        Verdict::Deny(_) => "deny",
+    };
+    aya_log_ebpf::debug!(
+        ctx,
+        "connect to port {}: {} -> {}: {}",
+        remote.port.get(),
+        source,
+        destination,
+        word
+    );
 }
 
 /// Stores `state` on the socket; fails when the kernel has no room for it.

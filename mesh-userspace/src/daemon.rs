@@ -181,6 +181,10 @@ impl Daemon {
             broken: AtomicBool::new(false),
         });
         tokio::spawn(daemon.clone().drive());
+        if let Some(log) = outlets.log {
+            tracing::warn!("the BPF programs were built for debugging: they log each decision");
+            tokio::spawn(events::follow_log(log));
+        }
         tokio::spawn(daemon.clone().follow_events(outlets.events, outlets.names));
         Ok(daemon)
     }

@@ -55,6 +55,10 @@ impl Space {
         let words = [("hybrid", options.hybrid), ("router", options.router), ("stay", options.stay)];
         let mut command = Command::new(tool("keeper"));
         command.arg(cgroup.path()).arg(hostname).args(words.iter().filter(|w| w.1).map(|w| w.0));
+        if options.stay {
+            // What stays must not hold the pipe that the caller's output goes to.
+            command.stderr(std::process::Stdio::null());
+        }
         let keeper = start_keeper(command);
         let enter = Enter::of(keeper.id());
         Self { keeper, cgroup, enter, scratch, stay: options.stay }

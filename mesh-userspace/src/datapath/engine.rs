@@ -10,6 +10,7 @@ use std::{
 };
 
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
+use aya_log::EbpfLogger;
 use mesh_common::{
     counter::Counter,
     flow::{FlowKey, FlowRecord},
@@ -22,7 +23,7 @@ use super::{
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, View, desired},
     direct::{Direct, DirectMap, monotonic},
-    events::Recent,
+    events::{KernelLog, Recent},
     flows::{self, FlowMap},
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
@@ -83,6 +84,8 @@ pub struct Outlets {
     pub flows: FlowMap,
     pub events: RingBuf<MapData>,
     pub names: NameReader,
+    /// What the programs log, if they were built with `cargo xtask build-ebpf --debug`.
+    pub log: Option<KernelLog>,
     /// The newest events, once `events::follow` runs.
     pub recent: Recent,
 }
@@ -111,6 +114,7 @@ impl Engine {
         let recent = Recent::default();
         let outlets = Outlets {
             recent: recent.clone(),
+            log: EbpfLogger::init(&mut loaded.ebpf).ok(),
             flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader(), netns),
             events: typed(&mut loaded, map::EVENTS)?,
             names: names.reader(),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
 use mesh_common::{
     event::{self, Event},
     policy::PolicyKey,
@@ -171,6 +172,20 @@ pub async fn follow(
         } else {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Reads what the BPF programs log; it goes where the process's own log goes.
+pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
+
+/// Hands what the BPF programs log to the daemon's log, until the task is dropped. For debugging.
+pub async fn follow_log(log: KernelLog) -> std::io::Result<()> {
+    // SAFETY: the logger owns its descriptor, and lives inside of the registration.
+    let mut log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) }?;
+    loop {
+        let mut ready = log.readable_mut().await?;
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
     }
 }
 
