@@ -26,18 +26,20 @@ macro_rules! field {
     };
 }
 
+/// The four words of an IPv6 address of a context.
+macro_rules! words {
+    ($ctx:expr, $name:ident) => {
+        [field!($ctx, $name[0]), field!($ctx, $name[1]), field!($ctx, $name[2]), field!($ctx, $name[3])]
+    };
+}
+
 /// Returns the address the program passed to `connect()`; IPv4-mapped IPv6 is IPv4.
 #[inline(always)]
 pub fn dialled(ctx: &SockAddrContext, family: Family) -> Endpoint {
     let raw = ctx.sock_addr;
     let addr = match family {
         Family::V4 => Addr::from_v4(field!(raw, user_ip4)),
-        Family::V6 => Addr::from_v6([
-            field!(raw, user_ip6[0]),
-            field!(raw, user_ip6[1]),
-            field!(raw, user_ip6[2]),
-            field!(raw, user_ip6[3]),
-        ]),
+        Family::V6 => Addr::from_v6(words!(raw, user_ip6)),
     };
     // `user_port` is a `u32` whose first two bytes in memory are the port in network order.
     let [high, low, ..] = field!(raw, user_port).to_ne_bytes();
@@ -77,18 +79,8 @@ pub fn ends(ctx: &SockOpsContext) -> (Endpoint, Endpoint) {
     let v6 = field!(raw, family) == AF_INET6;
     let local4 = field!(raw, local_ip4);
     let remote4 = field!(raw, remote_ip4);
-    let local6 = [
-        field!(raw, local_ip6[0]),
-        field!(raw, local_ip6[1]),
-        field!(raw, local_ip6[2]),
-        field!(raw, local_ip6[3]),
-    ];
-    let remote6 = [
-        field!(raw, remote_ip6[0]),
-        field!(raw, remote_ip6[1]),
-        field!(raw, remote_ip6[2]),
-        field!(raw, remote_ip6[3]),
-    ];
+    let local6 = words!(raw, local_ip6);
+    let remote6 = words!(raw, remote_ip6);
     // `local_port` is in host order; `remote_port` has the port in network order in its upper half
     // (`sock_ops_convert_ctx_access` shifts `skc_dport` left by 16 on little endian).
     let local_port = Port::new(field!(raw, local_port) as u16);
@@ -111,18 +103,8 @@ pub fn lookup_ends(ctx: &SkLookupContext) -> (Endpoint, Endpoint) {
     let v6 = field!(raw, family) == AF_INET6;
     let local4 = field!(raw, local_ip4);
     let remote4 = field!(raw, remote_ip4);
-    let local6 = [
-        field!(raw, local_ip6[0]),
-        field!(raw, local_ip6[1]),
-        field!(raw, local_ip6[2]),
-        field!(raw, local_ip6[3]),
-    ];
-    let remote6 = [
-        field!(raw, remote_ip6[0]),
-        field!(raw, remote_ip6[1]),
-        field!(raw, remote_ip6[2]),
-        field!(raw, remote_ip6[3]),
-    ];
+    let local6 = words!(raw, local_ip6);
+    let remote6 = words!(raw, remote_ip6);
     // Here `local_port` is a `u32` in host order and `remote_port` two bytes in network order.
     let local_port = Port::new(field!(raw, local_port) as u16);
     let remote_port = Port::from_wire(field!(raw, remote_port));
