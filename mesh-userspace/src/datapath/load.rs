@@ -152,6 +152,7 @@ pub struct Loaded {
     dir: PathBuf,
     cgroup: File,
     netns: File,
+    others_retired: bool,
     _lock: Flock<File>,
 }
 
@@ -189,12 +190,14 @@ impl Loaded {
             let target = if hook.is_cgroup() { &cgroup } else { &netns };
             attach(program, hook, target, &links.join(hook.program))?;
         }
-        Ok(Self { ebpf, adopted, dir, cgroup, netns, _lock: lock })
+        Ok(Self { ebpf, adopted, dir, cgroup, netns, others_retired: false, _lock: lock })
     }
 
     /// Removes the pins of other schemas, and with them their programs. Call it once this one's maps are filled.
-    pub fn retire_other_schemas(&self) {
-        if let Some(bpf_dir) = self.dir.parent() {
+    pub fn retire_other_schemas(&mut self) {
+        if !std::mem::replace(&mut self.others_retired, true)
+            && let Some(bpf_dir) = self.dir.parent()
+        {
             remove_other_schemas(bpf_dir, &self.dir);
         }
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     catalog::Instance,
-    identity::{Leaf, Roots, ServiceName},
+    identity::{Leaf, Roots, ServiceName, SpiffeId},
     state::Mesh,
 };
 
@@ -43,6 +43,17 @@ pub(super) fn route(
         return Err(Reason::OtherService { expected, found });
     }
     Ok(Route { identity: identity(mesh, source, now)?, instance: instance.clone() })
+}
+
+/// Refuses a peer of another namespace than `service` of this host: intentions name services of that one, and another's
+/// `web` is not the `web` they mean.
+pub(super) fn same_namespace(mesh: &Mesh, peer: &SpiffeId, service: &ServiceName) -> Result<(), Reason> {
+    let leaf = mesh.leafs.get(service).ok_or_else(|| Reason::NoLeaf(service.clone()))?;
+    if leaf.id.namespace == peer.namespace {
+        Ok(())
+    } else {
+        Err(Reason::OtherNamespace(peer.namespace.clone()))
+    }
 }
 
 /// Returns what `service` of this host proves itself with.

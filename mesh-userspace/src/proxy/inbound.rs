@@ -61,12 +61,7 @@ pub(super) async fn serve(
 async fn carry(shared: &Shared, target: &Target, mesh: TcpStream, flow: &Flow) -> Result<(), Reason> {
     let (mesh, mut tls) = handshake(shared, target, mesh).await?;
     let peer = tls::peer_id(&tls).map_err(Reason::Peer)?;
-    // Intentions name services of this host's namespace: another's `web` is not the `web` they mean.
-    let namespace =
-        shared.with_mesh(|mesh| mesh.leafs.get(&target.name).map(|leaf| leaf.id.namespace.clone()));
-    if namespace.as_ref() != Some(&peer.namespace) {
-        return Err(Reason::OtherNamespace(peer.namespace));
-    }
+    shared.with_mesh(|mesh| decision::same_namespace(mesh, &peer, &target.name))?;
     let origin = flow.set_origin(Origin {
         source: peer.service,
         destination: target.name.clone(),

@@ -76,6 +76,14 @@ async fn a_caller_of_another_trust_domain_is_refused() {
 }
 
 #[tokio::test]
+async fn a_caller_of_another_namespace_is_refused() {
+    let world = World::start().await;
+    let uri = format!("spiffe://{DOMAIN}/ns/evil/dc/dc1/svc/web");
+    let leaf = world.ca.issue(&LeafSpec::service("web", DOMAIN).uris(&[&uri]));
+    refuses(Some(leaf), &world, "other-namespace").await;
+}
+
+#[tokio::test]
 async fn a_caller_whose_leaf_is_no_longer_or_not_yet_valid_is_refused() {
     let world = World::start().await;
     let web = LeafSpec::service("web", DOMAIN);
