@@ -82,6 +82,28 @@ fn deleted_intention_cuts_its_proxied_flows_and_no_others() {
 }
 
 #[test]
+fn direct_flow_bound_to_a_device_is_cut_too() {
+    require_root!();
+    let mut scene = Scene::new(&[]);
+    scene.on_a.push(Service::server("echo", 7001));
+    let mesh = scene.start();
+    let _server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
+    mesh.a.intention("web", "echo", "allow");
+    wait::until_true("the intention to act", || {
+        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
+    });
+    // Ends well only if its socket was destroyed.
+    let script = "import socket, errno\ns = socket.create_connection(('127.0.0.1', 7001))\ns.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo')\ns.settimeout(25)\ntry:\n    s.recv(1)\nexcept OSError as e:\n    raise SystemExit(0 if e.errno == errno.ECONNABORTED else 3)\nraise SystemExit(4)\n";
+    let mut bound = mesh.a.host.spawn("web", &["python3", "-c", script]);
+    mesh.a.wait_status("the flow", |s| s.flows("web", "echo").len() == 1);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(bound.ended().is_none(), "it is open until the intention goes");
+    mesh.a.delete_intention("web", "echo");
+    let status = bound.wait();
+    assert_eq!(status.code(), Some(0), "{}", bound.log());
+}
+
+#[test]
 fn deny_put_above_an_allow_cuts_live_flows() {
     require_root!();
     let (mesh, _server) = scene();
