@@ -95,7 +95,10 @@ fn direct_flow_is_in_status_while_it_lives_and_its_bytes_after() {
     let ended = node.wait_status("the final counters", |s| {
         s.recent("web", "db").iter().any(|f| about(&f["bytes_sent"], 5) && about(&f["bytes_received"], 12))
     });
-    assert!(ended.recent("web", "db").iter().all(|f| f["state"] == "closed" || f["state"] == "failed"));
+    // Denied are the attempts from before the intention acted.
+    let mut flows = ended.recent("web", "db");
+    flows.retain(|f| f["state"] != "denied");
+    assert!(flows.iter().all(|f| f["state"] == "closed" || f["state"] == "failed"), "{flows:#?}");
 }
 
 #[test]
