@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub use configs::{ConfigError, TlsConfigs};
+pub use configs::{Client, ConfigError, TlsConfigs};
 pub use peer_error::PeerError;
 pub use verify::{peer_id, spiffe_id};
 

@@ -69,6 +69,10 @@ impl PeerError {
                 | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
             )
             | Error::AlertReceived(AlertDescription::ProtocolVersion) => Self::ProtocolVersion,
+            // Consul's `connect proxy` authorizes in the handshake, so that it has no other word for it.
+            Error::AlertReceived(alert @ AlertDescription::BadCertificate) => {
+                Self::Refused(format!("alert {alert:?}, which Consul's proxy also sends when its intentions deny"))
+            }
             Error::AlertReceived(alert) => Self::Refused(format!("alert {alert:?}")),
             other => Self::Handshake(other.to_string()),
         }
