@@ -141,8 +141,8 @@ impl Source {
             service: instance.service.clone(),
         };
         let verifier = ServerIs { bundle: self.bundle.clone(), expected: expected.clone() };
-        let name = ServerName::try_from(expected.sni())
-            .unwrap_or_else(|_| ServerName::from(instance.mesh.ip()));
+        let name =
+            ServerName::try_from(expected.sni()).unwrap_or_else(|_| ServerName::from(instance.mesh.ip()));
         let config = Arc::new(client_config(&self.leaf, verifier)?);
         let client = Arc::new(Client { config, name });
         self.destinations.rcu(|known| {

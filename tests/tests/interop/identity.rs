@@ -1,6 +1,6 @@
 //! Who foreign peers are taken for and how they are talked to: identities, TLS versions, SNI, ALPN.
 
-use mesh_tests::{require_consul, require_envoy, require_root, wait};
+use mesh_tests::{require_consul, require_envoy, require_root, status::Status, wait};
 use serde_json::Value;
 
 use super::*;
@@ -19,7 +19,8 @@ impl Scene {
     fn start() -> Self {
         let services = [clients(), vec![Service::server(LOCAL.0, LOCAL.1)]].concat();
         let pair = Pair::start(Plane::Embedded, services);
-        let programs = [serve(&pair.a.host, LOCAL.0, LOCAL.1, &["echo"]), serve(&pair.b, UNMANAGED, ECHO.1, &["echo"])];
+        let programs =
+            [serve(&pair.a.host, LOCAL.0, LOCAL.1, &["echo"]), serve(&pair.b, UNMANAGED, ECHO.1, &["echo"])];
         pair.intention("*", "*", "allow");
         pair.register(ECHO.0, ECHO.1, ECHO.2);
         Self { pair, _programs: programs }
@@ -45,20 +46,26 @@ impl Scene {
     fn record(&self, source: &str, destination: &str) -> Value {
         wait::until("a finished flow", || {
             let status = self.pair.a.status();
-            let flow = status.recent(source, destination).into_iter().find(|flow| flow["state"] == "closed").cloned();
+            let flow = status
+                .recent(source, destination)
+                .into_iter()
+                .find(|flow| flow["state"] == "closed")
+                .cloned();
             flow.ok_or_else(|| format!("{:#}", status.0))
         })
     }
 
-    /// Waits until A has counted `reason` once more than before `attempt`, which must get no byte.
+    /// Waits until A has counted one of `reasons` once more than before `attempt`, which must get no byte.
     #[track_caller]
-    fn is_refused(&self, direction: &str, reason: &str, attempt: impl Fn() -> Value) {
-        let before = self.pair.a.status().ended(direction, reason);
-        wait::until(reason, || {
+    fn is_refused(&self, direction: &str, reasons: &[&str], attempt: impl Fn() -> Value) {
+        let count =
+            |status: &Status| reasons.iter().map(|reason| status.ended(direction, reason)).sum::<u64>();
+        let before = count(&self.pair.a.status());
+        wait::until(&format!("{reasons:?}"), || {
             let said = attempt();
             assert!(said["received"] != "x" && said["end"] != "TIMEOUT", "{said}");
             let status = self.pair.a.status();
-            if status.ended(direction, reason) > before { Ok(()) } else { Err(format!("{:#}", status.0)) }
+            if count(&status) > before { Ok(()) } else { Err(format!("{:#}", status.0["counters"])) }
         });
     }
 }
@@ -75,7 +82,9 @@ fn envoy_with_the_leaf_of_another_service_is_refused() {
     // As a server.
     let to = format!("{}:{}", pair.b.v4, ECHO.1);
     let impostor = Sidecar::of(pair, "other").protects(ECHO.1, ECHO.2, &["web"]).start();
-    scene.is_refused("outbound", "wrong-service", || pair.on_a("web", &[&["connect", &to], &SEND[..]].concat()));
+    scene.is_refused("outbound", &["wrong-service"], || {
+        pair.on_a("web", &[&["connect", &to], &SEND[..]].concat())
+    });
     drop(impostor);
     let _honest = Sidecar::of(pair, ECHO.0).protects(ECHO.1, ECHO.2, &["web"]).start();
     scene.outward();
@@ -84,7 +93,9 @@ fn envoy_with_the_leaf_of_another_service_is_refused() {
     let _web = Sidecar::of(pair, "web").reaches(LOCAL.0, 9001).start();
     let _other = Sidecar::of(pair, "other").reaches(LOCAL.0, 9002).start();
     scene.inward(9001);
-    scene.is_refused("inbound", "not-allowed", || pair.on_b(&[&["connect", &at(9002)], &SEND[..]].concat()));
+    scene.is_refused("inbound", &["not-allowed"], || {
+        pair.on_b(&[&["connect", &at(9002)], &SEND[..]].concat())
+    });
 }
 
 #[test]
@@ -97,7 +108,9 @@ fn envoy_that_wants_another_service_refuses_ours() {
     let _right = Sidecar::of(pair, "web").reaches(LOCAL.0, 9001).start();
     let _wrong = Sidecar::of(pair, "web").believing_only(ECHO.0).reaches(LOCAL.0, 9002).start();
     scene.inward(9001);
-    scene.is_refused("inbound", "refused-by-peer", || pair.on_b(&[&["connect", &at(9002)], &SEND[..]].concat()));
+    scene.is_refused("inbound", &["refused-by-peer"], || {
+        pair.on_b(&[&["connect", &at(9002)], &SEND[..]].concat())
+    });
 }
 
 #[test]
@@ -132,13 +145,15 @@ fn sni_is_sent_as_consuls_gateways_route_by_it_and_alpn_is_not_needed() {
     let pair = &scene.pair;
     let name = |service: &str| format!("{service}.default.dc1.internal.{}", pair.trust_domain());
     // A server that has a certificate for another name only, as a gateway that does not lead to `echo`.
-    let gateway = Sidecar::of(pair, ECHO.0).protects_for_sni(ECHO.1, ECHO.2, &["web"], &name("elsewhere")).start();
+    let gateway =
+        Sidecar::of(pair, ECHO.0).protects_for_sni(ECHO.1, ECHO.2, &["web"], &name("elsewhere")).start();
     let to = format!("{}:{}", pair.b.v4, ECHO.1);
-    scene.is_refused("outbound", "handshake-closed", || {
+    scene.is_refused("outbound", &["handshake-closed", "handshake-connection"], || {
         pair.on_a("web", &[&["connect", &to], &SEND[..]].concat())
     });
     drop(gateway);
-    let _gateway = Sidecar::of(pair, ECHO.0).protects_for_sni(ECHO.1, ECHO.2, &["web"], &name(ECHO.0)).start();
+    let _gateway =
+        Sidecar::of(pair, ECHO.0).protects_for_sni(ECHO.1, ECHO.2, &["web"], &name(ECHO.0)).start();
     scene.outward();
     // SNI of an Envoy, and whatever ALPN it offers, say nothing to us.
     let _client = Sidecar::of(pair, "web").reaches_with(LOCAL.0, 9001, &["consul~tcp", "h2"]).start();

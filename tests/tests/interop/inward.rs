@@ -79,7 +79,8 @@ impl Scene {
             assert!(said["received"] == "" && said["end"] != "TIMEOUT", "other reached {}: {said}", to.0);
             a.wait_status("the denial", |s| {
                 s.recent("other", to.0).iter().any(|f| {
-                    f["state"] == "denied" && f["reason"].as_str().is_some_and(|r| r.starts_with("not-allowed"))
+                    f["state"] == "denied"
+                        && f["reason"].as_str().is_some_and(|r| r.starts_with("not-allowed"))
                 })
             });
         }

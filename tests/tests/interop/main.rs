@@ -66,7 +66,9 @@ impl Kind {
             Self::Consul => Running::Consul(ConnectProxy::upstreams(pair, source, &upstreams)),
             Self::Envoy => {
                 let sidecar = Sidecar::of(pair, source);
-                Running::Envoy(upstreams.iter().fold(sidecar, |s, (name, port)| s.reaches(name, *port)).start())
+                Running::Envoy(
+                    upstreams.iter().fold(sidecar, |s, (name, port)| s.reaches(name, *port)).start(),
+                )
             }
         }
     }

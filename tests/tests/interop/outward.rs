@@ -112,7 +112,9 @@ fn services_behind_consuls_proxy_under_consul() {
     scene.pair.consul.as_mut().expect("the plane").1.process().signal(Signal::SIGSTOP);
     scene.pair.delete_intention("web", "banner");
     let banner = || scene.connect("web", BANNER, &["--read", "10"]);
-    scene.until("Consul's proxy to refuse", banner, |said| said["received"] == "" && said["end"] == "ECONNRESET");
+    scene.until("Consul's proxy to refuse", banner, |said| {
+        said["received"] == "" && said["end"] == "ECONNRESET"
+    });
     let status = scene.pair.a.status();
     let newest = status.recent("web", "banner")[0];
     let reason = newest["reason"].as_str().unwrap();
