@@ -225,7 +225,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         Kind::DirectRevoked => (FlowState::Revoked, FlowDirection::Local),
         Kind::FlowLost => (FlowState::Failed, FlowDirection::Outbound),
         // The proxy's record of the same connection says more; an opened flow is not over.
-        Kind::Guarded | Kind::DirectOpened => return None,
+        Kind::Guarded | Kind::DirectOpened | Kind::Namespace => return None,
     };
     let inbound = direction == FlowDirection::Inbound;
     let text = |name: &Option<crate::identity::ServiceName>| {
