@@ -31,7 +31,10 @@ use aya::maps::{MapData, RingBuf};
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    admin::{AdminBackend, AdminError, AdminServer, Answer, ExecTicket, ReloadReport, StatusReport},
+    admin::{
+        AdminBackend, AdminError, AdminServer, Answer, CutReport, CutRequest, ExecTicket, ReloadReport,
+        StatusReport,
+    },
     config::{Config, SameHost},
     control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, embedded::Embedded},
     datapath::{
@@ -76,16 +79,21 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let visitor = Visitor::start();
     // The only thread there is but for the visitor's: every later one inherits what is left.
     place::drop_capabilities()?;
-    let visitor = visitor.inspect_err(|error| tracing::warn!(%error, "cannot enter network namespaces: workloads in others than the host's are denied what would be captured")).ok();
+    let visitor = visitor
+        .inspect_err(|error| {
+            engine.degrade(format!(
+                "network namespaces cannot be entered ({error}): workloads in others than the host's are denied the mesh"
+            ));
+        })
+        .ok();
     for line in engine.degraded() {
         tracing::warn!("{line}");
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(async {
-        let daemon =
-            Daemon::start(config, config_path, telemetry, governed, own, engine, outlets, visitor).await?;
-        daemon.serve().await
+        let privileged = Privileged { governed, own_cgroup: own, engine, outlets, visitor };
+        Daemon::start(config, config_path, telemetry, privileged).await?.serve().await
     })
 }
 
@@ -100,6 +108,15 @@ fn make_directories(config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("cannot make directory {}", dir.display()))?;
     }
     Ok(())
+}
+
+/// What was made while all capabilities were there.
+struct Privileged {
+    governed: Governed,
+    own_cgroup: String,
+    engine: Engine,
+    outlets: Outlets,
+    visitor: Option<Visitor>,
 }
 
 /// Everything that runs.
@@ -134,11 +151,7 @@ impl Daemon {
         config: Config,
         config_path: Option<PathBuf>,
         telemetry: Telemetry,
-        governed: Governed,
-        own_cgroup: String,
-        engine: Engine,
-        outlets: Outlets,
-        visitor: Option<Visitor>,
+        Privileged { governed, own_cgroup, engine, outlets, visitor }: Privileged,
     ) -> anyhow::Result<Arc<Self>> {
         let mesh = MeshState::default();
         let advertised = config.advertised();
@@ -401,6 +414,24 @@ impl AdminBackend for Daemon {
 
     fn reload(&self) -> Answer<'_, ReloadReport> {
         Box::pin(self.reload_config())
+    }
+
+    fn cut(&self, CutRequest { service }: CutRequest) -> Answer<'_, CutReport> {
+        Box::pin(async move {
+            let engine = self.kernel.lock();
+            let mut report = CutReport::default();
+            for one in engine.uncaptured().map_err(|e| AdminError::System(e.to_string()))? {
+                if service.is_some() && one.source != service && one.destination != service {
+                    continue;
+                }
+                let status = status::uncaptured_status(self, &one);
+                match engine.cut_uncaptured(&one) {
+                    Ok(()) => report.cut.push(status),
+                    Err(error) => report.failed.push(format!("{} → {}: {error}", one.local, one.remote)),
+                }
+            }
+            Ok(report)
+        })
     }
 
     fn drain(&self) -> Answer<'_, ()> {

@@ -28,8 +28,9 @@ use super::{
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
     names::{NameReader, Names},
-    sock_diag,
+    sock_diag::{self, Connection},
     tables::{TableError, Tables},
+    uncaptured::{self, Facts, Uncaptured},
 };
 use crate::{identity::ServiceName, state::Mesh};
 
@@ -298,6 +299,30 @@ impl Engine {
         self.direct.list()
     }
 
+    /// Returns the connections in clear that would be the mesh's, had they been opened now. Nothing before the catalog is
+    /// known.
+    pub fn uncaptured(&self) -> Result<Vec<Uncaptured>, EngineError> {
+        let names = self.names.reader();
+        let facts = Facts {
+            tables: &self.tables,
+            classifier: &self.classifier,
+            direct: &|cookie| self.direct.contains(cookie),
+            name: &|id| names.name(id),
+        };
+        uncaptured::list(&facts)
+            .map_err(|source| EngineError::Io { op: "list the host's connections", source })
+    }
+
+    /// Destroys one of [`uncaptured`](Self::uncaptured): its program sees `ECONNABORTED`, its peer a reset.
+    pub fn cut_uncaptured(&self, one: &Uncaptured) -> io::Result<()> {
+        let Connection { local, remote, cookie, .. } = one.connection;
+        match sock_diag::destroy(local, remote, cookie) {
+            // It ended by itself meanwhile.
+            Err(gone) if gone.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Returns how many captured connections wait for `accept()`.
     pub fn pending_flows(&self) -> usize {
         self.pending.keys().filter_map(Result::ok).count()
@@ -312,6 +337,11 @@ impl Engine {
                 (*c, values.map_or(0, |values| values.iter().sum()))
             })
             .collect()
+    }
+
+    /// Notes something that does not work as it should, for good.
+    pub fn degrade(&mut self, line: String) {
+        self.degraded.push(line);
     }
 
     /// Returns what does not work as it should, in words for people.
