@@ -166,7 +166,7 @@ fn uncaptured(report: &StatusReport, style: Style) -> String {
     for one in &report.uncaptured {
         let (source, destination) = ends(&one.source, &one.destination);
         table.row([
-            Cell::coloured(&format!("{source} → {destination}"), Colour::Bad),
+            Cell::coloured(format!("{source} → {destination}"), Colour::Bad),
             one.local.to_string().into(),
             one.remote.to_string().into(),
             one.cgroup.as_str().into(),
