@@ -11,6 +11,7 @@ use crate::{
     host::Host,
     meshnode::{Meshnode, UNMANAGED},
     net::Network,
+    pki::{Authority, Identity},
     process::Output,
     program::consul::{self, API, CGROUP, Consul},
     wait,
@@ -101,6 +102,17 @@ impl Pair {
         words.extend(["-H", &token, &url]);
         let said = self.b.run(CGROUP, &words).ok();
         serde_json::from_str(&said).unwrap_or_else(|e| panic!("GET {path}: {e}: {said}"))
+    }
+
+    /// `consul connect ca set-config` with a new root, which it returns.
+    #[track_caller]
+    pub fn rotate_root(&self) -> String {
+        let Identity { cert, key } = Authority::next_root(&self.trust_domain());
+        let config = json!({"Provider": "consul", "Config": {"RootCert": cert, "PrivateKey": key}});
+        let file = self.b.space().scratch().join("ca.json");
+        std::fs::write(&file, config.to_string()).expect("scratch is ours");
+        self.consul_cli(&["connect", "ca", "set-config", "-config-file", file.to_str().expect("UTF-8")]).ok();
+        cert
     }
 
     /// `consul intention create -ALLOW-OR-DENY -replace`.

@@ -17,8 +17,13 @@ const LOCAL: Called = Called("local", 7101, 0);
 impl Scene {
     #[track_caller]
     fn start() -> Self {
+        Self::under(Plane::Embedded)
+    }
+
+    #[track_caller]
+    fn under(plane: Plane) -> Self {
         let services = [clients(), vec![Service::server(LOCAL.0, LOCAL.1)]].concat();
-        let pair = Pair::start(Plane::Embedded, services);
+        let pair = Pair::start(plane, services);
         let programs =
             [serve(&pair.a.host, LOCAL.0, LOCAL.1, &["echo"]), serve(&pair.b, UNMANAGED, ECHO.1, &["echo"])];
         pair.intention("*", "*", "allow");
@@ -158,4 +163,46 @@ fn sni_is_sent_as_consuls_gateways_route_by_it_and_alpn_is_not_needed() {
     // SNI of an Envoy, and whatever ALPN it offers, say nothing to us.
     let _client = Sidecar::of(pair, "web").reaches_with(LOCAL.0, 9001, &["consul~tcp", "h2"]).start();
     scene.inward(9001);
+}
+
+#[test]
+fn envoys_with_leafs_of_the_old_and_of_the_new_root_are_peers_during_a_rotation() {
+    require_root!();
+    require_consul!();
+    require_envoy!();
+    let scene = Scene::under(Plane::Consul);
+    let pair = &scene.pair;
+    let server = Sidecar::of(pair, ECHO.0).protects(ECHO.1, ECHO.2, &["web"]).start();
+    let _old = Sidecar::of(pair, "web").reaches(LOCAL.0, 9001).start();
+    scene.outward();
+    scene.inward(9001);
+    let root = pair.rotate_root();
+    // An agent hands out its known leafs for up to 30 s more; nobody had asked it for this one.
+    let _new = Sidecar::of(pair, "other").reaches(LOCAL.0, 9002).start();
+    assert!(is_signed_by(pair, "other", &root), "the leaf is not of the new root");
+    pair.until_on_b(&["flood", &at(9002), "1"]);
+    let to = format!("{}:{}", pair.b.v4, ECHO.1);
+    let all = || {
+        let said = [
+            pair.on_a("web", &["flood", &to, "4"]),
+            pair.on_b(&["flood", &at(9001), "4"]),
+            pair.on_b(&["flood", &at(9002), "4"]),
+        ];
+        assert!(said.iter().all(|said| said["ok"] == true), "{said:?}\n{}", pair.a.log());
+    };
+    all();
+    server.identity.refresh(pair);
+    all();
+}
+
+/// Whether the leaf that B's agent hands out for `service` chains to `root` alone.
+#[track_caller]
+fn is_signed_by(pair: &Pair, service: &str, root: &str) -> bool {
+    let leaf = pair.get(&format!("/v1/agent/connect/ca/leaf/{service}"));
+    let [root_file, leaf_file] = [root, leaf["CertPEM"].as_str().expect("a leaf")].map(|pem| {
+        let file = pair.b.log_file("pem");
+        std::fs::write(&file, pem).expect("an own directory");
+        file.display().to_string()
+    });
+    pair.b.run(UNMANAGED, &["openssl", "verify", "-CAfile", &root_file, &leaf_file]).status.success()
 }
