@@ -84,7 +84,8 @@ impl Listeners {
     }
 }
 
-fn is_absent(error: &std::io::Error) -> bool {
+/// Whether the error means that there is no such family, or no loopback of it.
+pub fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
 }
 

@@ -16,10 +16,10 @@ use crate::{
     control_plane::Health,
     datapath::{
         direct::Direct,
-        engine::{Engine, WorkloadCgroup},
+        engine::WorkloadCgroup,
         events::{Kind, Report},
         load::AttachState,
-        uncaptured::{End, Uncaptured},
+        uncaptured::{self, End, Uncaptured},
     },
     identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
@@ -30,6 +30,14 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let now = SystemTime::now();
     let config = daemon.config();
     let (live, ended) = daemon.proxy().flows().report(now);
+    let listeners = daemon.listeners();
+    // Neither the list of sockets nor that of listeners is made with the engine locked: one takes long, the other a lock.
+    let (connections, listed) = match uncaptured::established() {
+        Ok(all) => (all, None),
+        Err(error) => {
+            (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
+        }
+    };
     let engine = daemon.kernel.lock();
     let cgroups = engine.workloads(&daemon.governed);
     let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
@@ -45,28 +53,14 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         workloads: workloads(&config, &cgroups),
         services: services(daemon, &config),
         flows,
-        uncaptured: uncaptured(daemon, &engine),
+        uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
         recent: recent(&ended, &daemon.recent.list(), now),
         certificates: certificates(daemon, now),
         control_plane: control_plane(daemon),
         counters: counters(daemon, &engine.counters()),
-        listeners: daemon
-            .listeners()
-            .into_iter()
-            .map(|(role, address)| ListenerStatus { role, address })
-            .collect(),
-        degraded: engine.degraded(),
+        listeners: listeners.into_iter().map(|(role, address)| ListenerStatus { role, address }).collect(),
+        degraded: engine.degraded().into_iter().chain(listed).collect(),
         exempt: exempt(daemon, &config, &cgroups),
-    }
-}
-
-fn uncaptured(daemon: &Daemon, engine: &Engine) -> Vec<UncapturedStatus> {
-    match engine.uncaptured() {
-        Ok(all) => all.iter().map(|one| uncaptured_status(daemon, one)).collect(),
-        Err(error) => {
-            tracing::error!(%error, "connections from before the daemon cannot be listed");
-            Vec::new()
-        }
     }
 }
 
