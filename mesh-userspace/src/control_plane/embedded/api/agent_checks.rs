@@ -13,7 +13,7 @@ use super::{
     input::{CheckBody, ReportBody},
     names,
     read::Read,
-    view::CheckView,
+    view::agent_check,
 };
 use crate::control_plane::embedded::{
     model::{Key, Status},
@@ -29,7 +29,7 @@ pub async fn checks(read: Read) -> Response {
     };
     read.answer(Topic::Node(node.as_str().into()), |tables| {
         let checks = tables.checks_of_node(&node);
-        Ok(checks.map(|c| (c.id.to_string(), json!(CheckView::from(&**c)))).collect::<Map<_, _>>())
+        Ok(checks.map(|c| (c.id.to_string(), json!(agent_check(c)))).collect::<Map<_, _>>())
     })
     .await
 }

@@ -110,10 +110,10 @@ impl<'a> Choice<'a> {
     }
 }
 
-fn node_meta(read: &Read) -> Vec<(&str, &str)> {
+pub fn node_meta(read: &Read) -> Vec<(&str, &str)> {
     read.values("node-meta").map(|pair| pair.split_once(':').unwrap_or((pair, ""))).collect()
 }
 
-fn has_meta(node: &Node, wanted: &[(&str, &str)]) -> bool {
+pub fn has_meta(node: &Node, wanted: &[(&str, &str)]) -> bool {
     wanted.iter().all(|(key, value)| node.meta.get(*key).is_some_and(|own| own == value))
 }

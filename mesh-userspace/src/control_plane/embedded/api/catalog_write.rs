@@ -162,7 +162,7 @@ fn check(node: &Arc<str>, field: &str, body: CatalogCheck) -> Result<NewCheck, A
         return Err(bad(format!("{}: differs from Node", field("Node"))));
     }
     let id = if body.check_id.is_empty() { &body.name } else { &body.check_id };
-    names::id(&field("CheckID"), id)?;
+    names::check_id(&field("CheckID"), id)?;
     names::text(&field("Name"), &body.name)?;
     names::text(&field("Notes"), &body.notes)?;
     names::namespace(&field("Namespace"), &body.namespace)?;

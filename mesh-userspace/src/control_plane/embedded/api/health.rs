@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     ApiError,
-    catalog::Choice,
+    catalog::{Choice, has_meta, node_meta},
     read::Read,
     view::{CheckView, HealthEntry},
 };
@@ -43,8 +43,11 @@ fn entries<'a>(
 /// The checks of every instance of a service.
 pub async fn checks(Path(name): Path<String>, read: Read) -> Response {
     read.answer(Topic::Service(name.as_str().into()), |tables| {
-        let checks =
-            tables.instances(&name).flat_map(|service| tables.checks_of_service(&service.node, &service.id));
+        let wanted = node_meta(&read);
+        let checks = tables
+            .instances(&name)
+            .filter(|service| tables.node(&service.node).is_some_and(|node| has_meta(node, &wanted)))
+            .flat_map(|service| tables.checks_of_service(&service.node, &service.id));
         Ok(list(checks))
     })
     .await
@@ -61,7 +64,10 @@ pub async fn state(Path(state): Path<String>, read: Read) -> Response {
             let text = format!("state: `{state}`; accepted are passing, warning, critical, any");
             return Err(ApiError::BadRequest(text));
         }
-        Ok(list(tables.checks().filter(|check| status.is_none_or(|status| check.status == status))))
+        let wanted = node_meta(&read);
+        let of_node = |check: &Check| tables.node(&check.node).is_some_and(|node| has_meta(node, &wanted));
+        let checks = tables.checks().filter(|check| status.is_none_or(|status| check.status == status));
+        Ok(list(checks.filter(|check| wanted.is_empty() || of_node(check))))
     })
     .await
 }

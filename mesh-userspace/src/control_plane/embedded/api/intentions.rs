@@ -48,7 +48,7 @@ pub async fn read(Path(id): Path<String>, read: Read) -> Response {
 
 pub async fn create(State(app): State<App>, Json(body): Json<IntentionBody>) -> Result<Response, ApiError> {
     if !body.id.is_empty() {
-        return Err(bad("ID: must be empty when creating a new intention"));
+        return Err(bad("ID must be empty when creating a new intention"));
     }
     let mut row = row(body)?;
     let id = uuid::Uuid::new_v4().to_string();
@@ -89,12 +89,13 @@ pub async fn update(
     Ok(read::json(&answer, false))
 }
 
-pub async fn delete(Path(id): Path<String>, State(app): State<App>) -> Result<(), ApiError> {
+pub async fn delete(Path(id): Path<String>, State(app): State<App>) -> Result<Response, ApiError> {
     uuid(&id)?;
     let write = app.store.write(move |txn| {
         if txn.delete_intention(&id) { Ok(()) } else { Err(Refusal::NoIntention("delete", id)) }
     });
-    Ok(write.await?)
+    write.await?;
+    Ok(read::json(&true, false))
 }
 
 /// The intentions that may decide for a source or a destination, by name, most precise first.
@@ -117,9 +118,11 @@ pub async fn matching(read: Read) -> Response {
                 let side = if by_source { &row.source } else { &row.destination };
                 *side == Pattern::Any || *side == wanted
             };
-            let rows = tables.intentions().into_iter().filter(|row| fits(row));
-            let plain = name.strip_prefix("default/").unwrap_or(name);
-            found.insert(plain.to_owned(), rows.map(|row| view::intention(row)).collect());
+            let rows: Vec<_> = tables.intentions().into_iter().filter(|row| fits(row)).collect();
+            // Go's `null` for a list that nothing was added to.
+            let shown = (!rows.is_empty())
+                .then(|| rows.into_iter().map(|row| view::intention(row)).collect::<Vec<_>>());
+            found.insert(name.to_owned(), json!(shown));
         }
         Ok(found)
     })
@@ -129,6 +132,9 @@ pub async fn matching(read: Read) -> Response {
 pub async fn check(read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
         let (source, destination) = (read.required("source")?, read.required("destination")?);
+        if let Some(other) = read.value("source-type").filter(|kind| *kind != "consul") {
+            return Err(bad(format!("unsupported SourceType: \"{other}\"")));
+        }
         let source = exact_name("source", source)?;
         let destination = exact_name("destination", destination)?;
         Ok(json!({ "Allowed": tables.decider().allows(&source, &destination) }))
@@ -208,9 +214,7 @@ fn exact_name(field: &str, text: &str) -> Result<ServiceName, ApiError> {
 fn uuid(id: &str) -> Result<(), ApiError> {
     match uuid::Uuid::try_parse(id) {
         Ok(_) if id.len() == 36 => Ok(()),
-        _ => Err(bad(
-            "Bad request: failed intention lookup: index error: the ID must be a UUID of 36 characters",
-        )),
+        _ => Err(bad("Bad request: failed intention lookup: index error: UUID must be 36 characters")),
     }
 }
 

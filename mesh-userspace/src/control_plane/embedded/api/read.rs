@@ -58,6 +58,9 @@ where
             return Err(ApiError::BadRequest(format!("No path to datacenter: this server's is `{own}`")));
         }
         names::namespace("ns", read.value("ns").unwrap_or_default())?;
+        if read.flag("stale")? && read.flag("consistent")? {
+            return Err(bad("Cannot specify ?stale with ?consistent, conflicting semantics."));
+        }
         if read.value("filter").is_some() {
             return Err(bad("filter: expressions are not supported by the embedded control plane"));
         }
