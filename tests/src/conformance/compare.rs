@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde_json::Value;
 
 use super::{normal, wire::Answer};
+use crate::process::Output;
 
 /// Headers that clients of Consul look at. Of the first two only that they are there.
 const HEADERS: [&str; 5] = [
@@ -69,6 +70,51 @@ pub fn answers(consul: &Answer, embedded: &Answer) -> Vec<Found> {
         _ => note("text", normal::text(&consul.body), normal::text(&embedded.body)),
     }
     all
+}
+
+/// Returns where what a command printed differs, in its lines without regard to their number of spaces.
+pub fn outputs(consul: &Output, embedded: &Output) -> Vec<Found> {
+    let mut all = Vec::new();
+    let mut note = |place: &str, consul: String, embedded: String| {
+        if consul != embedded {
+            all.push(Found { place: place.to_owned(), consul, embedded });
+        }
+    };
+    let code =
+        |output: &Output| output.status.code().map_or_else(|| "killed".to_owned(), |code| code.to_string());
+    note("exit code", code(consul), code(embedded));
+    for (place, ours, theirs) in
+        [("stdout", &consul.stdout, &embedded.stdout), ("stderr", &consul.stderr, &embedded.stderr)]
+    {
+        let json = |text: &str| {
+            serde_json::from_str::<Value>(text).ok().filter(|value| value.is_object() || value.is_array())
+        };
+        if let (Some(ours), Some(theirs)) = (json(ours), json(theirs)) {
+            let mut found = Vec::new();
+            values(place, &normal::value(&ours), &normal::value(&theirs), &mut found);
+            found.into_iter().for_each(|found| note(&found.place, found.consul, found.embedded));
+            continue;
+        }
+        let (ours, theirs) = (lines(ours), lines(theirs));
+        let without = |lines: &[String], others: &[String]| {
+            lines.iter().filter(|line| !others.contains(line)).cloned().collect::<Vec<_>>().join(" ⏎ ")
+        };
+        note(place, without(&ours, &theirs), without(&theirs, &ours));
+    }
+    all
+}
+
+fn lines(text: &str) -> Vec<String> {
+    // Nodes' ids are shown by their first eight digits.
+    let words = |line: &str| {
+        let shown = line.split_whitespace().map(|word| if is_short_id(word) { "<id>" } else { word });
+        shown.collect::<Vec<_>>().join(" ")
+    };
+    normal::text(text).lines().map(words).filter(|line| !line.is_empty()).collect()
+}
+
+fn is_short_id(word: &str) -> bool {
+    word.len() == 8 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Adds where two values differ, below `place`.

@@ -98,6 +98,42 @@ impl<'a> Run<'a> {
         answers
     }
 
+    /// Runs `consul WORDS…` against both, and compares what it prints and how it ends. `{scratch}` is the host's own
+    /// directory.
+    #[track_caller]
+    pub fn cli(&mut self, words: &[&str]) {
+        let found = self.cli_found(words);
+        self.note("consul", &words.join(" "), found);
+    }
+
+    /// The same for what only reads, until both say the same but for what is declared.
+    #[track_caller]
+    pub fn cli_when_settled(&mut self, words: &[&str]) {
+        let deadline = Instant::now() + SETTLING * wait::slowness();
+        loop {
+            let found = self.cli_found(words);
+            let line = words.join(" ");
+            let settled = found.iter().all(|found| self.declares("consul", &line, found));
+            if settled || Instant::now() > deadline {
+                return self.note("consul", &line, found);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    #[track_caller]
+    fn cli_found(&self, words: &[&str]) -> Vec<Found> {
+        let outputs = SIDES.map(|side| {
+            let scratch = self.servers.host(side).space().scratch().display().to_string();
+            let words: Vec<_> = words.iter().map(|word| word.replace("{scratch}", &scratch)).collect();
+            let mut said = self.servers.cli(side, &words.iter().map(String::as_str).collect::<Vec<_>>());
+            said.stdout = said.stdout.replace(&scratch, "{scratch}");
+            said.stderr = said.stderr.replace(&scratch, "{scratch}");
+            said
+        });
+        compare::outputs(&outputs[0], &outputs[1])
+    }
+
     /// Gives a name to what each server made up: `name` is then for the string at `pointer` of its answer.
     #[track_caller]
     pub fn name(&mut self, name: &str, answers: &[Answer; 2], pointer: &str) {

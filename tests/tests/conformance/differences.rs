@@ -334,7 +334,77 @@ pub const API: &[Difference] = &[
     ),
 ];
 
+/// Of what the `consul` command prints and how it ends.
+pub const CLI: &[Difference] = &[
+    row("GET /v1/agent/*", "header/x-consul-*", "missing", "*", "these can be waited for here"),
+    row(
+        "GET /v1/agent/checks",
+        "body/*/Output",
+        "\"\"",
+        "\"dial tcp*",
+        "a new TCP check is dialled within a second, by Consul at a random time of its interval",
+    ),
+    row(
+        "consul intention create *",
+        "stderr",
+        "*500 (*",
+        "*40* (*",
+        "what is the caller's fault is no fault of the server",
+    ),
+    row(
+        "consul catalog services*",
+        "stdout",
+        "consul*",
+        "",
+        "no port for other servers that would be a service",
+    ),
+    row(
+        "consul catalog services",
+        "stderr",
+        "",
+        "No services match*",
+        "no port for other servers that would be a service",
+    ),
+    row(
+        "consul catalog nodes -filter=*",
+        "*",
+        "*",
+        "*",
+        "no filter expressions; who asks for them is told rather than given everything",
+    ),
+    row(
+        "consul watch -type=service*",
+        "stdout*/serfHealth",
+        "*",
+        "missing",
+        "no gossip that could tell whether a node is alive; what must expire has a TTL",
+    ),
+    row(
+        "consul connect ca get-config",
+        "stdout/Config/*",
+        "*",
+        "missing",
+        "the root does not change by itself, and there is no intermediate",
+    ),
+    row("consul members*", "stdout", "*1.8.7*", "*1.9.0*", "it follows the API of 1.9"),
+    row("consul info", "stdout", "*", "*", "no Raft, Serf or Go runtime whose numbers these are"),
+    row("consul kv *", "*", "*", "*", "no key-value store"),
+    row("consul lock *", "*", "*", "*", "no sessions"),
+    row("consul snapshot save *", "*", "*", "*", "the store is one file, `embedded.db`: copy that"),
+    row("consul reload", "*", "*", "*", "SIGHUP, or `systemctl reload meshnode`"),
+    row("consul maint -enable", "*", "*", "*", "maintenance is of a service: `-service=ID`"),
+    row("consul maint -disable", "*", "*", "*", "maintenance is of a service: `-service=ID`"),
+    row("consul operator *", "*", "*", "*", "no Raft"),
+    row("consul config *", "*", "*", "*", "no configuration entries"),
+    row("consul event *", "*", "*", "*", "no gossip, so no events"),
+    row("consul rtt *", "*", "*", "*", "no gossip, so no network coordinates"),
+    row("consul force-leave *", "stderr", "*", "*404*", "no gossip, so no members that could leave or join"),
+    row("consul join *", "stderr", "*", "*404*", "no gossip, so no members that could leave or join"),
+    row("consul keyring *", "stderr", "*", "*404*", "no gossip, so nothing to encrypt"),
+    row("consul acl *", "stderr", "*401*", "*404*", "no ACLs"),
+];
+
 /// In the order in which they are documented.
 pub fn all() -> impl Iterator<Item = &'static Difference> {
-    API.iter()
+    API.iter().chain(CLI)
 }

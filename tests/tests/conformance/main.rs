@@ -5,10 +5,12 @@ mod agent;
 mod blocking;
 mod ca;
 mod catalog;
+mod cli;
 mod differences;
 mod health;
 mod input;
 mod intentions;
+mod proxy;
 
 use mesh_tests::{
     conformance::{Difference, Run, Servers},
@@ -43,6 +45,25 @@ fn the_api_answers_as_consuls_does() {
         cases(&mut run);
     }
     run.finish();
+}
+
+#[test]
+fn the_consul_command_works_as_with_consul() {
+    require_root!();
+    require_consul!();
+    let servers = Servers::start();
+    let mut run = Run::new(&servers, differences::CLI);
+    for cases in [cli::intentions, cli::services, cli::certificates, cli::the_rest] {
+        cases(&mut run);
+    }
+    run.finish();
+}
+
+#[test]
+fn consuls_own_proxy_works_as_with_consul() {
+    require_root!();
+    require_consul!();
+    proxy::carries_what_is_allowed(&Servers::start());
 }
 
 #[test]
