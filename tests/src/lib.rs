@@ -13,6 +13,7 @@ pub mod config;
 pub mod conformance;
 pub mod container;
 pub mod fixture;
+pub mod foreign;
 pub mod host;
 pub mod janitor;
 pub mod meshnode;

@@ -11,13 +11,14 @@ use serde_json::Value;
 use super::{
     compare::{self, Found},
     declared::Difference,
+    normal,
     servers::{SIDES, Servers, Side},
     wire::Answer,
 };
 use crate::wait;
 
 /// How long a read may take to say what was written: Consul's agent hands its services on to the catalog.
-const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// A run over a pair of servers, against a table of declared differences.
 pub struct Run<'a> {
@@ -199,6 +200,17 @@ impl<'a> Run<'a> {
         if index < last {
             self.undeclared.push(format!("GET {path}\n    the index is {index} after {last}"));
         }
+    }
+
+    /// Compares what the embedded server answers with what later versions of Consul are documented to answer.
+    #[track_caller]
+    pub fn documented(&mut self, method: &str, path: &str, body: &str, documented: &Value) {
+        let answer = self.one(Side::Embedded, method, path, &[], body);
+        let said: Value =
+            serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}: {}", answer.body));
+        let mut found = Vec::new();
+        compare::values("body", &normal::value(documented), &normal::value(&said), &mut found);
+        self.note(method, path, found);
     }
 
     /// Compares what a test has found out about each of them by other means than one answer.

@@ -48,7 +48,7 @@ pub fn services(run: &mut Run<'_>) {
             "Weights": {"Passing": 10, "Warning": 2},
             "EnableTagOverride": true,
             "Checks": [
-                {"Name": "alive", "CheckID": "full-ttl", "TTL": "30s", "Status": "passing", "Notes": "reported"},
+                {"Name": "alive", "CheckID": "full-ttl", "TTL": "10m", "Status": "passing", "Notes": "reported"},
                 {"TCP": "127.0.0.1:1", "Interval": "10h", "Timeout": "1s"},
             ],
         }),
@@ -74,7 +74,7 @@ pub fn services(run: &mut Run<'_>) {
             "address": "fd77::9",
             "enable_tag_override": true,
             "connect": {"native": true},
-            "check": {"ttl": "15s", "deregister_critical_service_after": "10m"},
+            "check": {"ttl": "10m", "deregister_critical_service_after": "10m"},
         }),
     );
     run.get("/v1/agent/service/small-1");
@@ -87,7 +87,7 @@ pub fn services(run: &mut Run<'_>) {
     shown(run, "full");
     run.put(
         &format!("{REGISTER}?replace-existing-checks=true"),
-        &json!({"ID": "full-1", "Name": "full", "Port": 9090, "Check": {"CheckID": "only", "TTL": "1m"}}),
+        &json!({"ID": "full-1", "Name": "full", "Port": 9090, "Check": {"CheckID": "only", "TTL": "10m"}}),
     );
     run.get("/v1/agent/checks");
     shown(run, "full");
@@ -135,7 +135,7 @@ pub fn sidecars(run: &mut Run<'_>) {
             "Connect": {"SidecarService": {
                 "Name": "api-side",
                 "Tags": ["side"],
-                "Check": {"TTL": "20s", "Status": "warning"},
+                "Check": {"TTL": "10m", "Status": "warning"},
                 "Proxy": {
                     "LocalServiceAddress": "127.0.0.2",
                     "Config": {"handshake_timeout_ms": 1000, "name": "x"},
@@ -180,10 +180,10 @@ pub fn sidecars(run: &mut Run<'_>) {
 
 pub fn checks(run: &mut Run<'_>) {
     run.put(REGISTER, &json!({"Name": "checked", "Port": 1}));
-    run.put("/v1/agent/check/register", &json!({"Name": "Of The Node", "TTL": "1m", "Notes": "n"}));
+    run.put("/v1/agent/check/register", &json!({"Name": "Of The Node", "TTL": "10m", "Notes": "n"}));
     run.put(
         "/v1/agent/check/register",
-        &json!({"ID": "of-service", "Name": "s", "ServiceID": "checked", "TTL": "1m", "Status": "passing"}),
+        &json!({"ID": "of-service", "Name": "s", "ServiceID": "checked", "TTL": "10m", "Status": "passing"}),
     );
     run.put(
         "/v1/agent/check/register",
@@ -191,7 +191,7 @@ pub fn checks(run: &mut Run<'_>) {
     );
     run.put(
         "/v1/agent/check/register",
-        &json!({"CheckID": "newer", "Name": "of later clients", "TTL": "1m"}),
+        &json!({"CheckID": "newer", "Name": "of later clients", "TTL": "10m"}),
     );
     for side in SIDES {
         run.one(side, "PUT", "/v1/agent/check/deregister/newer", &[], "");
@@ -223,12 +223,12 @@ pub fn checks(run: &mut Run<'_>) {
 
 pub fn aliases(run: &mut Run<'_>) {
     run.put(REGISTER, &json!({"Name": "first", "Port": 1}));
-    run.put(REGISTER, &json!({"Name": "second", "Port": 2, "Check": {"TTL": "1m", "Name": "t"}}));
+    run.put(REGISTER, &json!({"Name": "second", "Port": 2, "Check": {"TTL": "10m", "Name": "t"}}));
     run.put(
         "/v1/agent/check/register",
         &json!({"ID": "alias", "Name": "as the other", "ServiceID": "first", "AliasService": "second"}),
     );
-    for action in ["fail", "warn", "pass"] {
+    for action in ["warn", "fail", "pass"] {
         run.put(&format!("/v1/agent/check/{action}/service:second?note=so"), &Value::Null);
         run.get("/v1/agent/checks");
         run.get("/v1/health/checks/first");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::catalog::{deregister_far, register_far};
 
 /// A wait that ends long before this time was answered by the change.
-const LONG: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(5);
 
 /// A read, and a write that changes what it says.
 struct Watch {

@@ -7,7 +7,7 @@ use mesh_tests::conformance::{
 
 const WEB_JSON: &str = r#"{"service": {"id": "web-1", "name": "web", "port": 8080, "tags": ["v1"], "meta": {"a": "b"},
     "connect": {"sidecar_service": {"proxy": {"upstreams": [{"destination_name": "db", "local_bind_port": 9191}]}}},
-    "check": {"ttl": "1m", "status": "passing"}}}"#;
+    "check": {"ttl": "10m", "status": "passing"}}}"#;
 
 const TWO_HCL: &str = r#"
 services {
@@ -19,7 +19,7 @@ services {
 services {
   name = "cache"
   port = 6379
-  checks = [ { name = "alive" ttl = "30s" }, { name = "port" tcp = "127.0.0.1:1" interval = "10h" } ]
+  checks = [ { name = "alive" ttl = "10m" }, { name = "port" tcp = "127.0.0.1:1" interval = "10h" } ]
 }
 "#;
 

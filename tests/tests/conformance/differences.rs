@@ -133,6 +133,13 @@ pub const API: &[Difference] = &[
         "200:*",
         "later versions of Consul take `CheckID` beside `ID`",
     ),
+    row(
+        "GET /v1/connect/intentions/exact?source=web&destination=db",
+        "body/*",
+        "missing",
+        "*",
+        "here every intention has `ID`, `CreatedAt` and `UpdatedAt` (compared with the documentation of Consul 1.9)",
+    ),
     // Said in another way.
     row("*", "error", "*", "*", "texts for people: here they name the field and what is accepted"),
     row("*", "status", "500", "400", "what is the caller's fault is no fault of the server"),

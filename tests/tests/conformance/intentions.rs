@@ -1,6 +1,9 @@
 //! `/v1/connect/intentions*`.
 
-use mesh_tests::conformance::{Run, servers::SIDES};
+use mesh_tests::conformance::{
+    Run,
+    servers::{SIDES, Side},
+};
 use serde_json::{Value, json};
 
 const INTENTIONS: &str = "/v1/connect/intentions";
@@ -106,4 +109,33 @@ fn refusals(run: &mut Run<'_>) {
     ] {
         run.get(&format!("{INTENTIONS}/{query}"));
     }
+}
+
+/// `exact` is newer than the Consul that is compared with: these answers are from the documentation of Consul 1.9.
+pub fn by_names(run: &mut Run<'_>) {
+    let exact = format!("{INTENTIONS}/exact?source=web&destination=db");
+    let web_db = json!({
+        "Description": "",
+        "SourceNS": "default",
+        "SourceName": "web",
+        "DestinationNS": "default",
+        "DestinationName": "db",
+        "SourceType": "consul",
+        "Action": "allow",
+        "Meta": {},
+        "Precedence": 9,
+        "CreateIndex": 11,
+        "ModifyIndex": 11,
+    });
+    let body = json!({"SourceType": "consul", "Action": "allow"}).to_string();
+    run.documented("PUT", &exact, &body, &json!(true));
+    run.documented("GET", &exact, "", &web_db);
+    run.documented("PUT", &exact, &json!({"Action": "deny", "Description": "d"}).to_string(), &json!(true));
+    let mut denied = web_db;
+    denied["Action"] = json!("deny");
+    denied["Description"] = json!("d");
+    run.documented("GET", &exact, "", &denied);
+    let gone = run.one(Side::Embedded, "DELETE", &exact, &[], "");
+    assert_eq!(gone.status, 200, "{}", gone.body);
+    assert_eq!(run.one(Side::Embedded, "GET", &exact, &[], "").status, 404);
 }

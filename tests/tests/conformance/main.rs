@@ -34,6 +34,7 @@ fn the_api_answers_as_consuls_does() {
         catalog::writes,
         health::reads,
         intentions::all,
+        intentions::by_names,
         ca::roots_and_configuration,
         ca::leafs,
         ca::authorize,
