@@ -24,6 +24,9 @@ const MIGRATIONS: &[&str] = &["
         doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE roots (id TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+", "
+    CREATE TABLE acl_policies (id TEXT PRIMARY KEY, name TEXT NOT NULL, doc TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE acl_tokens (accessor TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
 "];
 
 /// Where the last index is kept; written with every commit.
@@ -89,7 +92,20 @@ impl Disk {
         for (id, doc) in self.pairs("SELECT id, doc FROM roots")? {
             Arc::make_mut(&mut tables.roots).insert(id.into(), Arc::new(row("roots", &doc)?));
         }
+        self.load_acl(&mut tables)?;
         Ok(tables)
+    }
+
+    fn load_acl(&self, tables: &mut Tables) -> Result<(), DiskError> {
+        let registry = Arc::make_mut(&mut tables.acl);
+        for (_, doc) in self.pairs("SELECT id, doc FROM acl_policies")? {
+            registry.put_policy(Arc::new(row("acl_policies", &doc)?));
+        }
+        for (_, doc) in self.pairs("SELECT accessor, doc FROM acl_tokens")? {
+            registry.put_token(Arc::new(row("acl_tokens", &doc)?));
+        }
+        registry.settle();
+        Ok(())
     }
 
     fn load_settings(&self, tables: &mut Tables) -> Result<(), DiskError> {
@@ -196,6 +212,15 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         }
         Change::CaConfig(row) => put_setting(to, CA_CONFIG, &doc(&**row)),
         Change::Setting(name, value) => put_setting(to, name, value),
+        Change::Policy(id, None) => run("DELETE FROM acl_policies WHERE id = ?1", params![id]),
+        Change::Policy(id, Some(row)) => run(
+            "INSERT OR REPLACE INTO acl_policies VALUES (?1, ?2, ?3)",
+            params![id, row.name, doc(&**row)],
+        ),
+        Change::Token(accessor, None) => run("DELETE FROM acl_tokens WHERE accessor = ?1", params![accessor]),
+        Change::Token(accessor, Some(row)) => {
+            run("INSERT OR REPLACE INTO acl_tokens VALUES (?1, ?2)", params![accessor, doc(&**row)])
+        }
     }
 }
 

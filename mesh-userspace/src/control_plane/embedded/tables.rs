@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Root, Service, Status};
+use super::{
+    acl::Registry,
+    model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Root, Service, Status},
+};
 use crate::intention::{Action, Intentions, Pattern};
 
 type Name = Arc<str>;
@@ -31,6 +34,7 @@ pub struct Tables {
     pub(super) ca_config: Arc<CaConfig>,
     pub(super) settings: Arc<BTreeMap<String, String>>,
     pub(super) leafs: Arc<BTreeMap<Name, Arc<AgentLeaf>>>,
+    pub(super) acl: Arc<Registry>,
 }
 
 impl Tables {
@@ -49,6 +53,7 @@ impl Tables {
             ca_config: Arc::new(CaConfig { config: BTreeMap::new(), create_index: 0, modify_index: 0 }),
             settings: Arc::default(),
             leafs: Arc::default(),
+            acl: Arc::default(),
         }
     }
 
@@ -158,6 +163,10 @@ impl Tables {
 
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.get(name).map(String::as_str)
+    }
+
+    pub fn acl(&self) -> &Registry {
+        &self.acl
     }
 
     pub fn leaf(&self, service: &str) -> Option<&Arc<AgentLeaf>> {

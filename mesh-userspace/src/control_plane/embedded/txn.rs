@@ -9,6 +9,7 @@ use std::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
+    acl,
     model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Probe, Root, Service, Status},
     tables::Tables,
     topics::Topic,
@@ -25,6 +26,8 @@ pub enum Change {
     Root(Arc<Root>),
     CaConfig(Arc<CaConfig>),
     Setting(String, String),
+    Policy(Arc<str>, Option<Arc<acl::Policy>>),
+    Token(Arc<str>, Option<Arc<acl::Token>>),
 }
 
 pub struct Txn {
