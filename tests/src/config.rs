@@ -30,6 +30,8 @@ pub enum ControlPlane {
     Embedded { lines: String },
     /// Served by the host with this address.
     Remote { server: IpAddr },
+    /// The Consul agent of this host, with further lines of `[control_plane]`.
+    Consul { lines: String },
 }
 
 /// A `[[service]]`: its cgroup is `/NAME`.
@@ -76,6 +78,11 @@ impl fmt::Display for Config {
                 "[control_plane]\nkind = \"remote\"\naddress = \"https://{}\"\nca_file = \"{CA_FILE}\"\n\
                  token_file = \"{TOKEN_FILE}\"\n",
                 std::net::SocketAddr::new(*server, API_PORT)
+            )?,
+            ControlPlane::Consul { lines } => writeln!(
+                f,
+                "[control_plane]\nkind = \"consul\"\naddress = \"{}\"\n{lines}\n",
+                crate::program::consul::API
             )?,
         }
         for Service { name, port, lines } in services {

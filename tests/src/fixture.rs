@@ -10,7 +10,10 @@ use crate::{
     meshnode::Meshnode,
     net::Network,
     process::Process,
-    program::listens,
+    program::{
+        consul::{self, Consul},
+        listens,
+    },
     space::Options,
     wait,
 };
@@ -89,6 +92,48 @@ impl Scene {
     }
 }
 
+/// Two hosts whose control plane is a real Consul: its server is on A, its client agent on B.
+#[derive(Debug)]
+pub struct ConsulMesh {
+    // Before the agents, so that daemons are gone first.
+    pub mesh: Mesh,
+    pub server: Consul,
+    pub agent: Consul,
+}
+
+impl Scene {
+    /// Starts both hosts with a Consul agent and a daemon each. `extra` is merged into both agents' configuration.
+    #[track_caller]
+    pub fn start_with_consul(self, extra: &Value) -> ConsulMesh {
+        let net = Network::with(self.options);
+        let (a, b) = (net.host("a"), net.host("b"));
+        let server = Consul::start(&a, consul::Role::server().with(extra.clone()));
+        let agent = Consul::start(&b, consul::Role::client(&a).with(extra.clone()));
+        let Self { family, on_a, on_b, top, sections, .. } = self;
+        let config = |host: &Host, services, sections| Config {
+            node: format!("host-{}", host.name),
+            advertise: host.ip(family),
+            control_plane: ControlPlane::Consul { lines: String::new() },
+            services,
+            top: top.clone(),
+            sections,
+        };
+        let (a_config, b_config) = (config(&a, on_a, sections), config(&b, on_b, String::new()));
+        let (a, b) = (Meshnode::start(a, a_config), Meshnode::start(b, b_config));
+        ConsulMesh { mesh: Mesh { a, b, net, family }, server, agent }
+    }
+}
+
+impl ConsulMesh {
+    /// Allows `source` to connect to `destination` (at `port` of B), and returns when a process in A's cgroup `source`
+    /// can.
+    #[track_caller]
+    pub fn allow(&self, source: &str, destination: &str, port: u16) {
+        self.server.intention(&self.mesh.a.host, source, destination, "allow");
+        self.mesh.until_connects(source, port);
+    }
+}
+
 /// Gives `client` the certificate of `server`'s API.
 #[track_caller]
 pub fn share_ca(server: &Meshnode, client: &Host) {
@@ -97,6 +142,15 @@ pub fn share_ca(server: &Meshnode, client: &Host) {
         std::fs::read_to_string(path).map_err(|e| e.to_string())
     });
     client.write(CA_FILE, &ca);
+}
+
+/// The usual scene: `web` on A may connect to `service` on B's `port`, where a server says `welcome` to each.
+#[track_caller]
+pub fn welcoming(service: &str, port: u16) -> (Mesh, Process) {
+    let mesh = Scene::new(&[(service, port)]).start();
+    let server = serve(&mesh.b.host, service, port, &["banner", "welcome"]);
+    mesh.allow("web", service, port);
+    (mesh, server)
 }
 
 impl Mesh {

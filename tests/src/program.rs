@@ -1,5 +1,6 @@
 //! Unmodified programs, each started with a configuration of its own in a host's cgroup and ready when returned.
 
+pub mod consul;
 pub mod iperf;
 pub mod nginx;
 pub mod postgres;
