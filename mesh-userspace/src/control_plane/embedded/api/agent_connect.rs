@@ -35,7 +35,7 @@ pub async fn authorize(
         .parse()
         .map_err(|error| bad(format!("ClientCertURI not a valid Connect identifier: {error}")))?;
     let tables = app.store.tables();
-    let decision = tables.decider().decide(&caller.service, &target);
+    let (action, by) = tables.decide(&caller.service, &target);
     // Consul leaves the trust domain to whoever verified the certificate; here a wrong one is refused as well.
     let (authorized, reason) = if caller.trust_domain != *app.issuer.trust_domain() {
         (
@@ -47,12 +47,11 @@ pub async fn authorize(
             ),
         )
     } else {
-        let by = decision.by.and_then(|rule| tables.intention(&rule.id));
         let reason = match by {
             Some(row) => format!("Matched intention: {}", registration::describe(row)),
-            None => format!("Default intention policy: {}", word(decision.action)),
+            None => format!("Default intention policy: {}", word(action)),
         };
-        (decision.action == Action::Allow, reason)
+        (action == Action::Allow, reason)
     };
     Ok(read::json(&json!({ "Authorized": authorized, "Reason": reason }), false))
 }

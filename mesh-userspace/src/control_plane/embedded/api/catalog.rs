@@ -27,12 +27,19 @@ pub async fn nodes(read: Read) -> Response {
 
 /// Service names with the tags that any instance has.
 pub async fn services(read: Read) -> Response {
-    read.answer(Topic::Services, |tables| {
-        let wanted = node_meta(&read);
+    let wanted = node_meta(&read);
+    if wanted.is_empty() {
+        return read
+            .answer(Topic::Services, |tables| {
+                let names = tables.service_names().map(|(name, tags)| (&**name, tags.names().collect()));
+                Ok(json!(names.collect::<BTreeMap<&str, Vec<&String>>>()))
+            })
+            .await;
+    }
+    read.answer(vec![Topic::Instances, Topic::Nodes], |tables| {
         let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for service in tables.services() {
-            let node = tables.node(&service.node);
-            if wanted.is_empty() || node.is_some_and(|node| has_meta(node, &wanted)) {
+            if tables.node(&service.node).is_some_and(|node| has_meta(node, &wanted)) {
                 names.entry(&service.name).or_default().extend(service.tags.iter().map(String::as_str));
             }
         }

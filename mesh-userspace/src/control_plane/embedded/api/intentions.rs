@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{Path, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde_json::{Map, json};
 
@@ -99,46 +99,65 @@ pub async fn delete(Path(id): Path<String>, State(app): State<App>) -> Result<()
 
 /// The intentions that may decide for a source or a destination, by name, most precise first.
 pub async fn matching(read: Read) -> Response {
-    read.answer(Topic::Intentions, |tables| {
-        let by_source = match read.required("by")? {
-            "source" => true,
-            "destination" => false,
-            _ => return Err(bad("'by' parameter must be one of 'source' or 'destination'")),
-        };
-        read.required("name")?;
-        let names: Vec<_> = read.values("name").collect();
-        if names.len() > MAX_NAMES {
-            return Err(bad(format!("name: {} of them; {MAX_NAMES} are accepted", names.len())));
-        }
+    let (by_source, names) = match wanted_matches(&read) {
+        Ok(wanted) => wanted,
+        Err(error) => return error.into_response(),
+    };
+    let topic = if by_source { Topic::Source } else { Topic::Destination };
+    let topics: Vec<_> =
+        names.iter().map(|(_, wanted)| wanted).chain([&Pattern::Any]).cloned().map(topic).collect();
+    read.answer(topics, |tables| {
         let mut found = Map::new();
-        for name in names {
-            let wanted = pattern("name", name)?;
-            let fits = |row: &IntentionRow| {
-                let side = if by_source { &row.source } else { &row.destination };
-                *side == Pattern::Any || *side == wanted
-            };
-            let rows = tables.intentions().into_iter().filter(|row| fits(row));
-            let plain = name.strip_prefix("default/").unwrap_or(name);
-            found.insert(plain.to_owned(), rows.map(|row| view::intention(row)).collect());
+        for (name, wanted) in names {
+            let rows =
+                if by_source { tables.intentions_from(&wanted) } else { tables.intentions_to(&wanted) };
+            found.insert(name, rows.into_iter().map(|row| view::intention(row)).collect());
         }
         Ok(found)
     })
     .await
 }
 
+/// Returns whether sources are asked for, and the names with what they mean.
+fn wanted_matches(read: &Read) -> Result<(bool, Vec<(String, Pattern)>), ApiError> {
+    let by_source = match read.required("by")? {
+        "source" => true,
+        "destination" => false,
+        _ => return Err(bad("'by' parameter must be one of 'source' or 'destination'")),
+    };
+    read.required("name")?;
+    let names: Vec<_> = read.values("name").collect();
+    if names.len() > MAX_NAMES {
+        return Err(bad(format!("name: {} of them; {MAX_NAMES} are accepted", names.len())));
+    }
+    let plain = |name: &str| name.strip_prefix("default/").unwrap_or(name).to_owned();
+    let wanted = names.into_iter().map(|name| Ok((plain(name), pattern("name", name)?)));
+    Ok((by_source, wanted.collect::<Result<_, ApiError>>()?))
+}
+
 pub async fn check(read: Read) -> Response {
-    read.answer(Topic::Intentions, |tables| {
+    let wanted = || {
         let (source, destination) = (read.required("source")?, read.required("destination")?);
-        let source = exact_name("source", source)?;
-        let destination = exact_name("destination", destination)?;
-        Ok(json!({ "Allowed": tables.decider().allows(&source, &destination) }))
+        Ok::<_, ApiError>((exact_name("source", source)?, exact_name("destination", destination)?))
+    };
+    let (source, destination) = match wanted() {
+        Ok(wanted) => wanted,
+        Err(error) => return error.into_response(),
+    };
+    let topics = vec![Topic::Source(Pattern::Exact(source.clone())), Topic::Source(Pattern::Any)];
+    read.answer(topics, |tables| {
+        let (action, _) = tables.decide(&source, &destination);
+        Ok(json!({ "Allowed": action == Action::Allow }))
     })
     .await
 }
 
 pub async fn exact(read: Read) -> Response {
-    read.answer(Topic::Intentions, |tables| {
-        let (source, destination) = pair(&read)?;
+    let (source, destination) = match pair(&read) {
+        Ok(pair) => pair,
+        Err(error) => return error.into_response(),
+    };
+    read.answer(Topic::Source(source.clone()), |tables| {
         Ok(view::intention(tables.intention_of(&source, &destination).ok_or(Refusal::NoExact)?))
     })
     .await

@@ -13,7 +13,12 @@ use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::{ApiError, App, names};
-use crate::control_plane::embedded::{duration, model::Opaque, tables::Tables, topics::Topic};
+use crate::control_plane::embedded::{
+    duration,
+    model::Opaque,
+    tables::Tables,
+    topics::{DependsOn, Topic},
+};
 
 /// Consul's limits for `wait`.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -109,24 +114,24 @@ impl Read {
         self.index.filter(|index| *index > 0 && *index <= self.app.store.topics().newest())
     }
 
-    /// Waits until `topic` has moved beyond the caller's index, the time is up, or the server stops.
-    async fn wait(&self, topic: &Topic) {
+    /// Waits until what it depends on has moved beyond the caller's index, the time is up, or the server stops.
+    async fn wait(&self, on: &DependsOn) {
         let Some(seen) = self.wait_beyond() else { return };
-        let mut watch = self.app.store.topics().watch(topic);
-        let moved = watch.wait_for(|index| *index > seen);
+        let moved = self.app.store.topics().moved_beyond(on, seen);
         // The result does not matter: the caller gets what is there.
         let _ = self.app.closing.run_until_cancelled(timeout_at(self.deadline(), moved)).await;
     }
 
-    /// Answers with what `result` makes of the tables, which depends on `topic` only.
+    /// Answers with what `result` makes of the tables, which depends on no other topics than `on`.
     pub async fn answer<T: Serialize>(
         &self,
-        topic: Topic,
+        on: impl Into<DependsOn>,
         result: impl FnOnce(&Tables) -> Result<T, ApiError>,
     ) -> Response {
-        self.wait(&topic).await;
+        let on = on.into();
+        self.wait(&on).await;
         // In this order: see `Topics`.
-        let index = self.app.store.topics().index(&topic);
+        let index = self.app.store.topics().index_of(&on);
         let tables = self.app.store.tables();
         let mut response = match result(&tables) {
             Ok(value) => self.json(&value),
