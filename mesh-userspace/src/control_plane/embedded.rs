@@ -16,6 +16,7 @@ mod files;
 mod issuer;
 mod listen;
 mod model;
+mod ordered;
 mod persist;
 mod registration;
 mod schedule;

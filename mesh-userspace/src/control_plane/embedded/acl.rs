@@ -14,8 +14,8 @@ mod write;
 pub use self::{
     caller::{Caller, Denied, NOT_FOUND, Right},
     registry::{
-        ANONYMOUS, ANONYMOUS_SECRET, GLOBAL_MANAGEMENT, Grant, NodeIdentity, Policy, Registry, SecretHash,
-        ServiceIdentity, Token,
+        ANONYMOUS, ANONYMOUS_SECRET, GLOBAL_MANAGEMENT, NodeIdentity, Policy, Registry, ServiceIdentity,
+        Token,
     },
     rules::{Access, Resource, parse as parse_rules},
     write::ensure_builtin,

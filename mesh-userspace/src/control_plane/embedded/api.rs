@@ -16,6 +16,7 @@ mod intentions;
 mod names;
 mod read;
 mod status;
+mod vet;
 mod view;
 
 use std::sync::Arc;
@@ -150,10 +151,7 @@ fn acl_routes() -> Router<App> {
         .route("/v1/acl/policies", get(acl::policies))
         .route("/v1/acl/policy", put(acl::create_policy))
         .route("/v1/acl/policy/name/{name}", get(acl::policy_by_name))
-        .route(
-            "/v1/acl/policy/{id}",
-            get(acl::policy).put(acl::update_policy).delete(acl::delete_policy),
-        )
+        .route("/v1/acl/policy/{id}", get(acl::policy).put(acl::update_policy).delete(acl::delete_policy))
         .route("/v1/acl/tokens", get(acl::tokens))
         .route("/v1/acl/token", put(acl::create_token))
         .route("/v1/acl/token/self", get(acl::token_self))

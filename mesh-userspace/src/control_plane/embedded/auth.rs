@@ -54,7 +54,8 @@ pub struct Trusted;
 /// Lets a request in with its [`Caller`], and marks it as [`Trusted`]; or answers 403 with what is missing.
 pub async fn guard(State((door, app)): State<(Door, App)>, mut request: Request, next: Next) -> Response {
     let sent = sent_token(&request);
-    let caller = if app.acl { holder(&door, &app, sent.as_deref()) } else { open(&door, &request, sent.as_deref()) };
+    let caller =
+        if app.acl { holder(&door, &app, sent.as_deref()) } else { open(&door, &request, sent.as_deref()) };
     match caller {
         Ok((caller, trusted)) => {
             request.extensions_mut().insert(caller);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 
 use super::{
-    EmbeddedError, Settings, acl, ca::Authority, duration, files, issuer::LEAF_TTL, model::Root, registration,
-    store::Store,
+    EmbeddedError, Settings, acl, ca::Authority, duration, files, issuer::LEAF_TTL, model::Root,
+    registration, store::Store,
 };
 use crate::identity::TrustDomain;
 

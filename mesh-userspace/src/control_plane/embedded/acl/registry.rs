@@ -193,9 +193,10 @@ impl Registry {
                 secret: Self::hash(&token.secret),
                 authorizer: authorizer.clone(),
                 // A time that cannot be read is one that has passed.
-                expires: token.expires.as_ref().map(|text| {
-                    OffsetDateTime::parse(text, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH)
-                }),
+                expires: token
+                    .expires
+                    .as_ref()
+                    .map(|text| OffsetDateTime::parse(text, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH)),
                 index: of_policies.max().unwrap_or(0).max(token.modify_index),
             };
             grants.insert(grant.secret, Arc::new(grant));

@@ -145,7 +145,9 @@ impl Parser<'_> {
             return self.quoted();
         }
         let mut word = String::new();
-        while let Some(c) = self.rest.chars().next().filter(|c| c.is_ascii_alphanumeric() || "_-.".contains(*c)) {
+        while let Some(c) =
+            self.rest.chars().next().filter(|c| c.is_ascii_alphanumeric() || "_-.".contains(*c))
+        {
             self.take();
             word.push(c);
         }

@@ -153,7 +153,11 @@ fn token_hash(token: &Token) -> String {
     let services = token.service_identities.iter().map(|identity| &*identity.service_name);
     let nodes = token.node_identities.iter().map(|identity| &*identity.node_name);
     let links = token.policies.iter().map(|id| &**id);
-    let parts: Vec<&str> =
-        [&*token.accessor, &*token.description].into_iter().chain(links).chain(services).chain(nodes).collect();
+    let parts: Vec<&str> = [&*token.accessor, &*token.description]
+        .into_iter()
+        .chain(links)
+        .chain(services)
+        .chain(nodes)
+        .collect();
     digest(&parts)
 }

@@ -95,10 +95,7 @@ fn new_token(txn: &Txn) -> Token {
 }
 
 /// Answers a read that needs `acl:read`.
-async fn answer(
-    read: &Read,
-    result: impl FnOnce(&Registry, &Caller) -> Result<Value, ApiError>,
-) -> Response {
+async fn answer(read: &Read, result: impl FnOnce(&Registry, &Caller) -> Result<Value, ApiError>) -> Response {
     if !read.app.acl {
         return ApiError::AclOff.into_response();
     }
@@ -168,7 +165,8 @@ async fn put_policy(app: &App, id: Option<String>, body: PolicyBody) -> Result<R
     let PolicyBody { name, description, rules, .. } = body;
     let policy = app.store.write(move |txn| {
         let acl = txn.tables.acl();
-        let old = id.as_deref().map(|id| acl.policy(id).ok_or_else(|| bad(format!("cannot find policy {id}"))));
+        let old =
+            id.as_deref().map(|id| acl.policy(id).ok_or_else(|| bad(format!("cannot find policy {id}"))));
         let old = old.transpose()?;
         if acl.policy_by_name(&name).is_some_and(|other| old.is_none_or(|old| old.id != other.id)) {
             return Err(bad(format!("Invalid Policy: A Policy with Name \"{name}\" already exists")));
@@ -178,7 +176,8 @@ async fn put_policy(app: &App, id: Option<String>, body: PolicyBody) -> Result<R
             return Err(bad(text));
         }
         let id = old.map_or_else(|| uuid::Uuid::new_v4().to_string().into(), |old| old.id.clone());
-        let policy = Policy { id, name, description, rules, hash: String::new(), create_index: 0, modify_index: 0 };
+        let policy =
+            Policy { id, name, description, rules, hash: String::new(), create_index: 0, modify_index: 0 };
         Ok(txn.put_policy(policy))
     });
     Ok(read::json(&*policy.await?, false))
@@ -190,7 +189,8 @@ fn check_policy(app: &App, body: &PolicyBody) -> Result<(), ApiError> {
     }
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if body.name.len() > 128 || !body.name.chars().all(fits) {
-        let text = "Invalid Policy: invalid Name. Only alphanumeric characters, '-' and '_' are allowed, up to 128";
+        let text =
+            "Invalid Policy: invalid Name. Only alphanumeric characters, '-' and '_' are allowed, up to 128";
         return Err(bad(text));
     }
     names::text("Description", &body.description)?;
@@ -230,7 +230,8 @@ pub async fn tokens(read: Read) -> Response {
         let policy = read.value("policy");
         let now = OffsetDateTime::now_utc();
         let live = acl.tokens().filter(|token| acl.grant(&Registry::hash(&token.secret), now).is_some());
-        let chosen = live.filter(|token| policy.is_none_or(|id| token.policies.iter().any(|own| **own == *id)));
+        let chosen =
+            live.filter(|token| policy.is_none_or(|id| token.policies.iter().any(|own| **own == *id)));
         Ok(chosen.map(|token| json!(acl_input::token(token, acl, Secret::Left))).collect())
     })
     .await
@@ -395,7 +396,9 @@ fn check_token(app: &App, body: &TokenBody) -> Result<(), ApiError> {
 fn expiration(body: &TokenBody, now: OffsetDateTime) -> Result<Option<String>, ApiError> {
     let ttl = body.expiration_ttl.0;
     let at = match &body.expiration_time {
-        Some(_) if !ttl.is_zero() => return Err(bad("Expiration TTL and Expiration Time cannot both be set")),
+        Some(_) if !ttl.is_zero() => {
+            return Err(bad("Expiration TTL and Expiration Time cannot both be set"));
+        }
         Some(text) => OffsetDateTime::parse(text, &Rfc3339)
             .map_err(|_| bad(format!("ExpirationTime: `{text}` is no time of RFC 3339")))?,
         None if ttl.is_zero() => return Ok(None),
@@ -441,7 +444,8 @@ pub async fn authorize(
     if questions.len() > MAX_QUESTIONS {
         return Err(bad(format!("Refusing to process more than {MAX_QUESTIONS} authorizations at once")));
     }
-    let answers: Result<Vec<Value>, ApiError> = questions.iter().map(|question| answered(question, &caller)).collect();
+    let answers: Result<Vec<Value>, ApiError> =
+        questions.iter().map(|question| answered(question, &caller)).collect();
     Ok(read::json(&answers?, false))
 }
 

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::{
     ApiError,
-    catalog::Choice,
+    catalog::{Choice, connect_instances},
     read::Read,
+    vet,
     view::{CheckView, HealthEntry},
 };
 use crate::control_plane::embedded::{
@@ -24,7 +25,7 @@ pub async fn service(Path(name): Path<String>, read: Read) -> Response {
 
 pub async fn connect(Path(name): Path<String>, read: Read) -> Response {
     let topic = Topic::Connect(name.as_str().into());
-    read.answer(topic, |tables| entries(&read, tables, tables.connect_instances(&name))).await
+    read.answer(topic, |tables| entries(&read, tables, connect_instances(&read, tables, &name))).await
 }
 
 fn entries<'a>(
@@ -45,13 +46,14 @@ pub async fn checks(Path(name): Path<String>, read: Read) -> Response {
     read.answer(Topic::Service(name.as_str().into()), |tables| {
         let checks =
             tables.instances(&name).flat_map(|service| tables.checks_of_service(&service.node, &service.id));
-        Ok(list(checks))
+        Ok(list(&read, checks))
     })
     .await
 }
 
 pub async fn node(Path(name): Path<String>, read: Read) -> Response {
-    read.answer(Topic::Node(name.as_str().into()), |tables| Ok(list(tables.checks_of_node(&name)))).await
+    read.answer(Topic::Node(name.as_str().into()), |tables| Ok(list(&read, tables.checks_of_node(&name))))
+        .await
 }
 
 pub async fn state(Path(state): Path<String>, read: Read) -> Response {
@@ -61,11 +63,13 @@ pub async fn state(Path(state): Path<String>, read: Read) -> Response {
             let text = format!("state: `{state}`; accepted are passing, warning, critical, any");
             return Err(ApiError::BadRequest(text));
         }
-        Ok(list(tables.checks().filter(|check| status.is_none_or(|status| check.status == status))))
+        Ok(list(&read, tables.checks().filter(|check| status.is_none_or(|status| check.status == status))))
     })
     .await
 }
 
-fn list<'a>(checks: impl Iterator<Item = &'a Arc<Check>>) -> serde_json::Value {
-    json!(checks.map(|check| CheckView::from(&**check)).collect::<Vec<_>>())
+fn list<'a>(read: &Read, checks: impl Iterator<Item = &'a Arc<Check>>) -> serde_json::Value {
+    let caller = read.caller();
+    let seen = checks.filter(|check| vet::sees_check(&caller, check));
+    json!(seen.map(|check| CheckView::from(&**check)).collect::<Vec<_>>())
 }

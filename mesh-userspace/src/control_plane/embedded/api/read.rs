@@ -23,7 +23,7 @@ use crate::control_plane::embedded::{
     duration,
     model::Opaque,
     tables::Tables,
-    topics::Topic,
+    topics::{DependsOn, Topic},
 };
 
 /// Consul's limits for `wait`.
@@ -161,7 +161,8 @@ impl Read {
         let wait = self.wait + self.wait.mul_f32(rand::random::<f32>() / 16.0);
         let caller = self.caller.load();
         let expires = caller.grant().and_then(|grant| grant.expires);
-        let left = expires.map(|at| (at - OffsetDateTime::now_utc()).max(time::Duration::ZERO).unsigned_abs());
+        let left =
+            expires.map(|at| (at - OffsetDateTime::now_utc()).max(time::Duration::ZERO).unsigned_abs());
         Instant::now() + left.map_or(wait, |left| left.min(wait))
     }
 
@@ -171,32 +172,36 @@ impl Read {
         self.index.filter(|index| *index > 0 && *index <= self.app.store.topics().newest())
     }
 
-    /// Waits until `topic`, or what the caller's token grants, has moved beyond the caller's index, the time is up, or
-    /// the server stops.
-    async fn wait(&self, topic: &Topic) {
+    /// Waits until what it depends on, or what the caller's token grants, has moved beyond the caller's index, the time
+    /// is up, or the server stops.
+    async fn wait(&self, on: &DependsOn) {
         let Some(seen) = self.wait_beyond() else { return };
-        let (mut watch, mut acl) = (self.app.store.topics().watch(topic), self.watch_acl());
+        let mut acl = self.watch_acl();
+        let granted = async {
+            while !self.granted_beyond(seen) {
+                acl.changed().await;
+            }
+        };
         let moved = async {
-            while *watch.borrow_and_update() <= seen && !self.granted_beyond(seen) {
-                tokio::select! {
-                    changed = watch.changed() => if changed.is_err() { return },
-                    () = acl.changed() => {}
-                }
+            tokio::select! {
+                () = self.app.store.topics().moved_beyond(on, seen) => {}
+                () = granted => {}
             }
         };
         // The result does not matter: the caller gets what is there.
         let _ = self.app.closing.run_until_cancelled(timeout_at(self.deadline(), moved)).await;
     }
 
-    /// Answers with what `result` makes of the tables, which depends on `topic` only.
+    /// Answers with what `result` makes of the tables, which depends on no other topics than `on`.
     pub async fn answer<T: Serialize>(
         &self,
-        topic: Topic,
+        on: impl Into<DependsOn>,
         result: impl FnOnce(&Tables) -> Result<T, ApiError>,
     ) -> Response {
-        self.wait(&topic).await;
+        let on = on.into();
+        self.wait(&on).await;
         // In this order: see `Topics`.
-        let index = self.app.store.topics().index(&topic);
+        let index = self.app.store.topics().index_of(&on);
         let tables = self.app.store.tables();
         let mut response = match self.renew(&tables).and_then(|()| result(&tables)) {
             Ok(value) => self.json(&value),

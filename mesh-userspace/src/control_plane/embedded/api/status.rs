@@ -3,7 +3,8 @@
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::{App, read::Read};
+use super::{ApiError, App, read::Read};
+use crate::control_plane::embedded::acl::Right;
 
 /// The version of Consul's API that this server follows; clients look at it.
 const CONSUL_VERSION: &str = "1.9.0";
@@ -24,10 +25,11 @@ pub async fn peers(read: Read) -> Response {
     read.json(&[address(&read.app)])
 }
 
-pub async fn agent_self(read: Read) -> Response {
+pub async fn agent_self(read: Read) -> Result<Response, ApiError> {
     let app = &read.app;
+    read.demand(Right::agent_read(&app.node))?;
     let id = app.store.tables().node(&app.node).map(|node| node.id.clone());
-    read.json(&json!({
+    Ok(read.json(&json!({
         "Config": {
             "Datacenter": app.datacenter,
             "NodeName": app.node,
@@ -42,11 +44,12 @@ pub async fn agent_self(read: Read) -> Response {
         "Meta": {},
         "Stats": {},
         "xDS": Value::Null,
-    }))
+    })))
 }
 
 pub async fn members(read: Read) -> Response {
-    read.json(&[member(&read.app)])
+    let own = read.caller().sees_node(&read.app.node).then(|| member(&read.app));
+    read.json(&own.as_slice())
 }
 
 fn member(app: &App) -> Value {
@@ -56,7 +59,7 @@ fn member(app: &App) -> Value {
         "Addr": app.node_address,
         "Port": SERF_PORT,
         "Tags": {
-            "acls": "0",
+            "acls": if app.acl { "1" } else { "0" },
             "build": format!("{CONSUL_VERSION}:meshnode"),
             "dc": app.datacenter,
             "id": id,
