@@ -168,6 +168,7 @@ impl ControlPlane {
             state_dir: dir.path().join("state"),
             default_policy: crate::intention::Action::Deny,
             leaf_ttl: std::time::Duration::from_secs(3600),
+            acl: false,
             trust_domain: None,
             listen_tcp: None,
             unix_socket: Some(dir.path().join("api.sock")),

@@ -102,3 +102,135 @@ fn grants(access: Access, wanted: Access) -> bool {
         Access::Write => access == Access::Write,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::rules::parse, *};
+
+    fn of(policies: &[&str]) -> Authorizer {
+        let rules: Vec<Rules> = policies.iter().map(|text| parse(text).unwrap()).collect();
+        Authorizer::new(&rules)
+    }
+
+    fn access(authorizer: &Authorizer, resource: Resource, name: &str) -> &'static str {
+        match (
+            authorizer.allows(resource, Access::Read, name),
+            authorizer.allows(resource, Access::Write, name),
+        ) {
+            (true, true) => "write",
+            (true, false) => "read",
+            (false, false) => "deny",
+            (false, true) => "write without read",
+        }
+    }
+
+    #[test]
+    fn exact_counts_before_prefix_and_the_longest_prefix_before_shorter_ones() {
+        let all = of(&[r#"
+            service_prefix "" { policy = "read" }
+            service_prefix "web" { policy = "deny" }
+            service_prefix "web-" { policy = "write" }
+            service "web-secret" { policy = "deny" }
+            service "web" { policy = "write" }
+        "#]);
+        for (name, wanted) in [
+            ("db", "read"),
+            ("web", "write"),
+            ("webx", "deny"),
+            ("web-1", "write"),
+            ("web-secret", "deny"),
+            ("web-secret2", "write"),
+            ("we", "read"),
+            ("", "read"),
+            ("wébß", "read"),
+        ] {
+            assert_eq!(access(&all, Resource::Service, name), wanted, "{name}");
+        }
+        assert_eq!(access(&all, Resource::Node, "db"), "deny", "what no rule speaks of");
+        assert_eq!(access(&of(&[]), Resource::Service, "db"), "deny");
+    }
+
+    #[test]
+    fn of_two_policies_deny_counts_and_then_the_most() {
+        let (read, write, deny) = (
+            r#"service "web" { policy = "read" } operator = "read""#,
+            r#"service "web" { policy = "write" } operator = "write""#,
+            r#"service "web" { policy = "deny" } operator = "deny""#,
+        );
+        for (policies, wanted) in
+            [(vec![read, write], "write"), (vec![write, deny], "deny"), (vec![read, deny, write], "deny")]
+        {
+            let all = of(&policies);
+            assert_eq!(access(&all, Resource::Service, "web"), wanted);
+            assert_eq!(access(&all, Resource::Operator, ""), wanted);
+        }
+    }
+
+    #[test]
+    fn intentions_follow_the_service_unless_they_are_written() {
+        let all = of(&[r#"
+            service "web" { policy = "write" }
+            service "db" { policy = "read" intentions = "write" }
+            service "api" { policy = "write" intentions = "deny" }
+            service "no" { policy = "deny" }
+        "#]);
+        for (name, wanted) in
+            [("web", "read"), ("db", "write"), ("api", "deny"), ("no", "deny"), ("other", "deny")]
+        {
+            assert_eq!(access(&all, Resource::Intention, name), wanted, "{name}");
+        }
+        // One policy speaks of the service, another one of its intentions.
+        let all = of(&[
+            r#"service "web" { policy = "write" }"#,
+            r#"service "web" { policy = "read" intentions = "deny" }"#,
+        ]);
+        assert_eq!(access(&all, Resource::Service, "web"), "write");
+        assert_eq!(access(&all, Resource::Intention, "web"), "deny");
+    }
+
+    #[test]
+    fn the_wildcard_intention_is_read_with_any_service_and_written_with_all() {
+        let any = of(&[r#"service "web" { policy = "read" intentions = "write" }"#]);
+        assert_eq!(access(&any, Resource::Intention, "*"), "read");
+        let all = of(&[r#"service_prefix "" { policy = "read" intentions = "write" }"#]);
+        assert_eq!(access(&all, Resource::Intention, "*"), "write");
+        let but =
+            r#"service_prefix "" { policy = "read" intentions = "write" } service "x" { policy = "read" }"#;
+        assert_eq!(access(&of(&[but]), Resource::Intention, "*"), "read");
+        assert_eq!(
+            access(&of(&[r#"node_prefix "" { policy = "write" }"#]), Resource::Intention, "*"),
+            "deny"
+        );
+    }
+
+    fn policy() -> impl Strategy<Value = String> {
+        let word = prop::sample::select(vec!["read", "write", "deny"]);
+        let kind = prop::sample::select(vec!["service", "service_prefix", "node", "node_prefix"]);
+        let name = prop::sample::select(vec!["", "w", "we", "web", "db"]);
+        let intentions = prop::option::of(word.clone());
+        (kind, name, word, intentions).prop_map(|(kind, name, word, intentions)| {
+            let intentions = intentions
+                .filter(|_| kind.starts_with("service"))
+                .map_or(String::new(), |word| format!("intentions = \"{word}\""));
+            format!("{kind} \"{name}\" {{ policy = \"{word}\" {intentions} }}")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_rules_and_policies_does_not_matter(
+            (policies, shuffled) in prop::collection::vec(policy(), 0..12)
+                .prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
+        ) {
+            let each: Vec<&str> = policies.iter().map(String::as_str).collect();
+            let (several, one) = (of(&each), of(&[&shuffled.join("\n")]));
+            for resource in [Resource::Service, Resource::Node, Resource::Intention] {
+                for name in ["", "w", "we", "web", "web1", "db", "x", "*"] {
+                    prop_assert_eq!(access(&several, resource, name), access(&one, resource, name));
+                }
+            }
+        }
+    }
+}

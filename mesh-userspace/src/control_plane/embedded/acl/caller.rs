@@ -92,14 +92,6 @@ impl Caller {
         self.0.as_ref().is_none_or(|grant| grant.authorizer.allows(resource, access, name))
     }
 
-    pub fn sees_service(&self, name: &str) -> bool {
-        self.may(Right::service_read(name))
-    }
-
-    pub fn sees_node(&self, name: &str) -> bool {
-        self.may(Right::node_read(name))
-    }
-
     /// # Errors
     /// When the caller may not, with the name of what is missing.
     pub fn demand(&self, right: Right<'_>) -> Result<(), Denied> {

@@ -204,3 +204,88 @@ fn access(resource: Resource, at: Position, what: &str, text: &str) -> Result<Ac
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rule(resource: Resource, prefix: bool, name: &str, access: Access) -> Rule {
+        let subject = Subject { resource, prefix, name: name.to_owned() };
+        Rule { subject, access, intentions: None }
+    }
+
+    #[test]
+    fn hcl_and_json_say_the_same() {
+        let hcl = r#"
+            # a comment
+            service "web" { policy = "write" } // another
+            "service_prefix" "" {
+              policy     = "read"   /* and
+              a third */
+              intentions = "deny"
+            }
+            node_prefix = { "host-" = { policy = "READ" } }
+            operator = "read"
+        "#;
+        let json = r#"{"service": {"web": {"policy": "write"}},
+            "service_prefix": [{"": {"policy": "read", "intentions": "deny"}}],
+            "node_prefix": {"host-": {"policy": "read"}}, "operator": "read"}"#;
+        let mut wanted = vec![
+            rule(Resource::Service, false, "web", Access::Write),
+            rule(Resource::Service, true, "", Access::Read),
+            rule(Resource::Node, true, "host-", Access::Read),
+            rule(Resource::Operator, false, "", Access::Read),
+        ];
+        wanted[1].intentions = Some(Access::Deny);
+        assert_eq!(parse(hcl).unwrap(), wanted);
+        let mut read = parse(json).unwrap();
+        let order = |rule: &Rule| wanted.iter().position(|w| w == rule);
+        read.sort_by_key(order);
+        assert_eq!(read, wanted);
+        assert_eq!(parse(" # nothing\n").unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_no_policy_is_refused_with_its_place_and_what_is_accepted() {
+        for (text, wanted) in [
+            (r#"servise "web" { policy = "read" }"#, "At 1:1: unknown key `servise`; accepted: acl, agent"),
+            ("\n  operator_prefix \"\" { policy = \"read\" }", "At 2:3: unknown key `operator_prefix`"),
+            (r#"service "web" { policy = "list" }"#, r#"found "list"; accepted: "read", "write", "deny""#),
+            (r#"key "web" { policy = "rite" }"#, r#"accepted: "read", "write", "deny", list"#),
+            (r#"service "web" { intentions = "read" }"#, "`policy` is missing"),
+            (r#"node "web" { policy = "read" intentions = "read" }"#, "unknown key `intentions`"),
+            (r#"service { policy = "read" }"#, "`service` needs a name and a block"),
+            (r#"service "web" = "read""#, "`service` needs a name"),
+            (r#"operator "x" { policy = "read" }"#, "`operator` stands alone"),
+            (r#"service "web" {"#, "a closing `}` is missing"),
+            (r#"service "web { policy = "read" }"#, "At 1:"),
+            ("operator = read", "At 1:12: a string in quotes is wanted"),
+            ("operator = \"re\nad\"", "At 1:12: the string has no closing quote"),
+            ("/* open", "the comment has no end"),
+            (r#"{"operator": true}"#, "found a boolean"),
+            (r#"{"operator": "#, "JSON: EOF"),
+            ("{{{", "JSON"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(
+                error.starts_with("Failed to parse ACL rules: ") && error.contains(wanted),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_or_overflows(text in "([ -~\n]|service|node_prefix|policy|\\{|\\}|\"|=|\"web\"|/\\*|\\\\){0,80}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn no_depth_panics(depth in 0_usize..2_000, json: bool) {
+            let text = if json { "{\"service\":".repeat(depth) } else { "service \"a\" { ".repeat(depth) };
+            let _ = parse(&text);
+        }
+    }
+}

@@ -35,8 +35,8 @@ pub async fn services(read: Read) -> Response {
         Err(error) => return error.into_response(),
     };
     read.answer(Topic::Node(node.as_str().into()), |tables| {
-        let caller = read.caller();
-        let services = tables.services_of_node(&node).filter(|service| caller.sees_service(&service.name));
+        let viewer = read.viewer();
+        let services = tables.services_of_node(&node).filter(|service| viewer.sees_service(&service.name));
         Ok(services.map(|s| (s.id.to_string(), agent_service(s).into())).collect::<Map<_, _>>())
     })
     .await

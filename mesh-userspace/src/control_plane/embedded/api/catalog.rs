@@ -9,9 +9,11 @@ use axum::{extract::Path, response::Response};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{read::Read, view::CatalogEntry};
+use super::{
+    read::{Read, Viewer},
+    view::CatalogEntry,
+};
 use crate::control_plane::embedded::{
-    acl::Caller,
     model::{Node, Service},
     tables::Tables,
     topics::Topic,
@@ -23,8 +25,8 @@ pub async fn datacenters(read: Read) -> Response {
 
 pub async fn nodes(read: Read) -> Response {
     read.answer(Topic::Nodes, |tables| {
-        let (wanted, caller) = (node_meta(&read), read.caller());
-        let seen = tables.nodes().filter(|node| caller.sees_node(&node.name));
+        let (wanted, viewer) = (node_meta(&read), read.viewer());
+        let seen = tables.nodes().filter(|node| viewer.sees_node(&node.name));
         Ok(seen.filter(|node| has_meta(node, &wanted)).cloned().collect::<Vec<_>>())
     })
     .await
@@ -36,8 +38,8 @@ pub async fn services(read: Read) -> Response {
     if wanted.is_empty() {
         return read
             .answer(Topic::Services, |tables| {
-                let caller = read.caller();
-                let names = tables.service_names().filter(|(name, _)| caller.sees_service(name));
+                let viewer = read.viewer();
+                let names = tables.service_names().filter(|(name, _)| viewer.sees_service(name));
                 let names = names.map(|(name, tags)| (&**name, tags.names().collect()));
                 Ok(json!(names.collect::<BTreeMap<&str, Vec<&String>>>()))
             })
@@ -45,8 +47,8 @@ pub async fn services(read: Read) -> Response {
     }
     read.answer(vec![Topic::Instances, Topic::Nodes], |tables| {
         let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        let caller = read.caller();
-        for service in tables.services().filter(|service| caller.sees_service(&service.name)) {
+        let viewer = read.viewer();
+        for service in tables.services().filter(|service| viewer.sees_service(&service.name)) {
             if tables.node(&service.node).is_some_and(|node| has_meta(node, &wanted)) {
                 names.entry(&service.name).or_default().extend(service.tags.iter().map(String::as_str));
             }
@@ -76,7 +78,7 @@ pub fn connect_instances<'t>(
     tables: &'t Tables,
     name: &'t str,
 ) -> impl Iterator<Item = &'t Arc<Service>> {
-    let seen = read.caller().sees_service(name);
+    let seen = read.viewer().sees_service(name);
     tables.connect_instances(name).filter(move |_| seen)
 }
 
@@ -98,9 +100,9 @@ pub async fn node(Path(name): Path<String>, read: Read) -> Response {
         services: BTreeMap<&'a str, &'a Service>,
     }
     read.answer(Topic::Node(name.as_str().into()), |tables| {
-        let caller = read.caller();
-        let seen = |service: &&Arc<Service>| caller.sees_service(&service.name);
-        let node = tables.node(&name).filter(|_| caller.sees_node(&name));
+        let viewer = read.viewer();
+        let seen = |service: &&Arc<Service>| viewer.sees_service(&service.name);
+        let node = tables.node(&name).filter(|_| viewer.sees_node(&name));
         Ok(json!(node.map(|node| {
             NodeServices {
                 node,
@@ -118,10 +120,10 @@ pub async fn node(Path(name): Path<String>, read: Read) -> Response {
 /// Likewise, with its services in a list.
 pub async fn node_services(Path(name): Path<String>, read: Read) -> Response {
     read.answer(Topic::Node(name.as_str().into()), |tables| {
-        let caller = read.caller();
-        let seen = tables.services_of_node(&name).filter(|service| caller.sees_service(&service.name));
+        let viewer = read.viewer();
+        let seen = tables.services_of_node(&name).filter(|service| viewer.sees_service(&service.name));
         let services: Vec<&Service> = seen.map(|service| &**service).collect();
-        Ok(match tables.node(&name).filter(|_| caller.sees_node(&name)) {
+        Ok(match tables.node(&name).filter(|_| viewer.sees_node(&name)) {
             Some(node) => json!({ "Node": **node, "Services": services }),
             None => json!({ "Node": null, "Services": null }),
         })
@@ -133,7 +135,7 @@ pub async fn node_services(Path(name): Path<String>, read: Read) -> Response {
 ///
 /// Nobody chooses what the caller may not see: an instance's service, and its node.
 pub struct Choice<'a> {
-    caller: Arc<Caller>,
+    viewer: Viewer<'a>,
     tags: Vec<&'a str>,
     node_meta: Vec<(&'a str, &'a str)>,
 }
@@ -141,14 +143,14 @@ pub struct Choice<'a> {
 impl<'a> Choice<'a> {
     pub fn new(read: &'a Read) -> Self {
         let tags = read.values("tag").filter(|tag| !tag.is_empty()).collect();
-        Self { caller: read.caller(), tags, node_meta: node_meta(read) }
+        Self { viewer: read.viewer(), tags, node_meta: node_meta(read) }
     }
 
     /// Returns the service's node, if the query wants the service.
     pub fn node<'t>(&self, tables: &'t Tables, service: &Service) -> Option<&'t Node> {
         // Consul compares tags without their case.
         let tagged = |tag: &&str| service.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
-        if !self.caller.sees_service(&service.name) || !self.caller.sees_node(&service.node) {
+        if !self.viewer.sees_service(&service.name) || !self.viewer.sees_node(&service.node) {
             return None;
         }
         let node = tables.node(&service.node)?;

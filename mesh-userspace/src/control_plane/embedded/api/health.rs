@@ -9,7 +9,6 @@ use super::{
     ApiError,
     catalog::{Choice, connect_instances},
     read::Read,
-    vet,
     view::{CheckView, HealthEntry},
 };
 use crate::control_plane::embedded::{
@@ -69,7 +68,7 @@ pub async fn state(Path(state): Path<String>, read: Read) -> Response {
 }
 
 fn list<'a>(read: &Read, checks: impl Iterator<Item = &'a Arc<Check>>) -> serde_json::Value {
-    let caller = read.caller();
-    let seen = checks.filter(|check| vet::sees_check(&caller, check));
+    let viewer = read.viewer();
+    let seen = checks.filter(|check| viewer.sees_check(check));
     json!(seen.map(|check| CheckView::from(&**check)).collect::<Vec<_>>())
 }

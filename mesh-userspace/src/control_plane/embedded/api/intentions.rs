@@ -34,8 +34,8 @@ fn bad(text: impl Into<String>) -> ApiError {
 
 pub async fn list(read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
-        let caller = read.caller();
-        let seen = tables.intentions().into_iter().filter(|row| sees(&caller, row));
+        let viewer = read.viewer();
+        let seen = tables.intentions().into_iter().filter(|row| viewer.sees_intention(row));
         Ok(seen.map(|row| view::intention(row)).collect::<Vec<_>>())
     })
     .await
@@ -49,13 +49,8 @@ pub async fn read(Path(id): Path<String>, read: Read) -> Response {
     .await
 }
 
-/// Either end makes an intention readable, so that both know why something works or does not.
-fn sees(caller: &Caller, row: &IntentionRow) -> bool {
-    [&row.source, &row.destination].iter().any(|end| caller.may(Right::intention_read(&end.to_string())))
-}
-
 fn readable(read: &Read, row: &IntentionRow) -> Result<serde_json::Value, ApiError> {
-    if !sees(&read.caller(), row) {
+    if !read.viewer().sees_intention(row) {
         read.demand(Right::intention_read(&row.destination.to_string()))?;
     }
     Ok(view::intention(row))

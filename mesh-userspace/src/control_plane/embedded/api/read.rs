@@ -1,7 +1,13 @@
 //! Reading requests: their query parameters, and answering with an index, at once or when something has changed
 //! (Consul's blocking queries).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use axum::{
@@ -21,10 +27,11 @@ use super::{ApiError, App, names};
 use crate::control_plane::embedded::{
     acl::{Caller, Right},
     duration,
-    model::Opaque,
+    model::{Check, IntentionRow, Opaque},
     tables::Tables,
     topics::{DependsOn, Topic},
 };
+use crate::intention::Pattern;
 
 /// Consul's limits for `wait`.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -36,11 +43,16 @@ const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact")
 const CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
 const CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
 
+/// From Consul 1.11: part of the answer was withheld, so that "nothing" need not mean that there is nothing.
+const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-by-acls");
+
 /// A request's query parameters, checked for what no endpoint supports.
 pub struct Read {
     pub app: App,
     /// Who asks; renewed before each answer, since a token may change while its holder waits.
     caller: ArcSwap<Caller>,
+    /// Something was left out of the answer.
+    withheld: AtomicBool,
     pairs: Vec<(String, String)>,
     /// The index that the caller has seen; waits for a later one.
     index: Option<u64>,
@@ -60,7 +72,9 @@ where
             .map_err(|error| ApiError::BadRequest(format!("Invalid query: {error}")))?;
         let caller = Caller::from_request_parts(parts, state).await?;
         let caller = ArcSwap::from_pointee(caller);
-        let mut read = Self { app: App::from_ref(state), caller, pairs, index: None, wait: DEFAULT_WAIT };
+        let withheld = AtomicBool::new(false);
+        let app = App::from_ref(state);
+        let mut read = Self { app, caller, withheld, pairs, index: None, wait: DEFAULT_WAIT };
         if let Some(index) = read.value("index") {
             read.index = Some(index.parse().map_err(|_| bad("Invalid index"))?);
         }
@@ -84,6 +98,11 @@ impl Read {
     /// Returns who asks, with what the token grants now.
     pub fn caller(&self) -> Arc<Caller> {
         self.caller.load_full()
+    }
+
+    /// Returns what the caller may see, for an answer that leaves the rest out.
+    pub fn viewer(&self) -> Viewer<'_> {
+        Viewer { caller: self.caller(), withheld: &self.withheld }
     }
 
     /// # Errors
@@ -207,6 +226,9 @@ impl Read {
             Ok(value) => self.json(&value),
             Err(error) => error.into_response(),
         };
+        if self.withheld.load(Ordering::Relaxed) {
+            response.headers_mut().insert(FILTERED, HeaderValue::from_static("true"));
+        }
         mark(response.headers_mut(), index.max(self.granted()));
         response
     }
@@ -253,6 +275,41 @@ impl Read {
     pub fn json(&self, value: &impl Serialize) -> Response {
         let pretty = self.pairs.iter().any(|(key, _)| key == "pretty");
         json(value, pretty)
+    }
+}
+
+/// What a caller may see, with a note of everything that it may not.
+pub struct Viewer<'r> {
+    caller: Arc<Caller>,
+    withheld: &'r AtomicBool,
+}
+
+impl Viewer<'_> {
+    fn note(&self, seen: bool) -> bool {
+        if !seen {
+            self.withheld.store(true, Ordering::Relaxed);
+        }
+        seen
+    }
+
+    pub fn sees_service(&self, name: &str) -> bool {
+        self.note(self.caller.may(Right::service_read(name)))
+    }
+
+    pub fn sees_node(&self, name: &str) -> bool {
+        self.note(self.caller.may(Right::node_read(name)))
+    }
+
+    /// Its node, and its service if it has one.
+    pub fn sees_check(&self, check: &Check) -> bool {
+        let service = check.service_name.is_empty() || self.sees_service(&check.service_name);
+        service && self.sees_node(&check.node)
+    }
+
+    /// Either end makes an intention readable, so that both know why something works or does not.
+    pub fn sees_intention(&self, row: &IntentionRow) -> bool {
+        let readable = |end: &Pattern| self.caller.may(Right::intention_read(&end.to_string()));
+        self.note(readable(&row.source) || readable(&row.destination))
     }
 }
 

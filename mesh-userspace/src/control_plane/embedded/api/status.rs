@@ -48,7 +48,7 @@ pub async fn agent_self(read: Read) -> Result<Response, ApiError> {
 }
 
 pub async fn members(read: Read) -> Response {
-    let own = read.caller().sees_node(&read.app.node).then(|| member(&read.app));
+    let own = read.viewer().sees_node(&read.app.node).then(|| member(&read.app));
     read.json(&own.as_slice())
 }
 

@@ -66,9 +66,3 @@ pub fn node(caller: &Caller, tables: &Tables, name: &str, address: Option<&str>)
         _ => caller.demand(Right::node_write(name)),
     }
 }
-
-/// Does the caller see this check: its node, and its service if it has one?
-pub fn sees_check(caller: &Caller, check: &Check) -> bool {
-    let service = check.service_name.is_empty() || caller.sees_service(&check.service_name);
-    service && caller.sees_node(&check.node)
-}
