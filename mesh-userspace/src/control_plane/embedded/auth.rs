@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{
-    acl::{ANONYMOUS_SECRET, Caller, Denied, Registry},
+    acl::{ANONYMOUS_SECRET, Caller, Denied, Registry, Right},
     api::{ApiError, App},
 };
 
@@ -54,8 +54,11 @@ pub struct Trusted;
 /// Lets a request in with its [`Caller`], and marks it as [`Trusted`]; or answers 403 with what is missing.
 pub async fn guard(State((door, app)): State<(Door, App)>, mut request: Request, next: Next) -> Response {
     let sent = sent_token(&request);
-    let caller =
-        if app.acl { holder(&door, &app, sent.as_deref()) } else { open(&door, &request, sent.as_deref()) };
+    let caller = if app.acl {
+        holder(&door, &app, &request, sent.as_deref())
+    } else {
+        open(&door, &request, sent.as_deref())
+    };
     match caller {
         Ok((caller, trusted)) => {
             request.extensions_mut().insert(caller);
@@ -93,7 +96,7 @@ fn open(door: &Door, request: &Request, sent: Option<&str>) -> Result<(Caller, b
 
 /// ACLs are on: a token says who it is. Root's own doors (the unix socket without a token, the loopback port with the
 /// token in root's file) stay open: who can use them can read and change the store's files as well.
-fn holder(door: &Door, app: &App, sent: Option<&str>) -> Result<(Caller, bool), ApiError> {
+fn holder(door: &Door, app: &App, request: &Request, sent: Option<&str>) -> Result<(Caller, bool), ApiError> {
     match (door, sent) {
         (Door::Unix, None) => return Ok((Caller::UNRESTRICTED, true)),
         (Door::Loopback { token, .. }, Some(sent)) if token.is(sent) => {
@@ -104,7 +107,29 @@ fn holder(door: &Door, app: &App, sent: Option<&str>) -> Result<(Caller, bool), 
     let secret = Registry::hash(sent.unwrap_or(ANONYMOUS_SECRET));
     let tables = app.store.tables();
     let grant = tables.acl().grant(&secret, OffsetDateTime::now_utc()).ok_or(Denied::NoToken)?;
-    Ok((Caller::holder(grant.clone()), true))
+    let caller = Caller::holder(grant.clone());
+    if !is_vetted(request) {
+        caller.demand(Right::OPERATOR_WRITE)?;
+    }
+    Ok((caller, true))
+}
+
+/// Changes whose handlers ask for what each needs; of any other one, whoever may make it, an operator may. Reads ask
+/// for themselves.
+fn is_vetted(request: &Request) -> bool {
+    const VETTED: [&str; 8] = [
+        "/v1/acl/",
+        "/v1/agent/check/",
+        "/v1/agent/connect/authorize",
+        "/v1/agent/service/",
+        "/v1/catalog/",
+        "/v1/connect/ca/sign/",
+        "/v1/connect/intentions",
+        "/v1/internal/acl/authorize",
+    ];
+    let path = request.uri().path();
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    reads || VETTED.iter().any(|known| path.starts_with(known))
 }
 
 /// Reads what is no secret: everything by GET but the keys of leafs, which need [`Trusted`] in their handler, too.

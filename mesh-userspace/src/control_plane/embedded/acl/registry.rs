@@ -213,3 +213,64 @@ impl Registry {
         Authorizer::new(linked.chain(&made))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(expires: Option<&str>) -> Token {
+        Token {
+            accessor: "a".into(),
+            secret: "s".to_owned(),
+            description: String::new(),
+            policies: Vec::new(),
+            service_identities: Vec::new(),
+            node_identities: Vec::new(),
+            local: false,
+            expires: expires.map(str::to_owned),
+            created_at: String::new(),
+            hash: String::new(),
+            create_index: 1,
+            modify_index: 1,
+        }
+    }
+
+    #[test]
+    fn an_expired_token_grants_nothing_nor_does_one_whose_time_cannot_be_read() {
+        let at = |text: &str| OffsetDateTime::parse(text, &Rfc3339).unwrap();
+        let granted = |expires: Option<&str>, now: &str| {
+            let mut registry = Registry::default();
+            registry.put_token(Arc::new(token(expires)));
+            registry.settle();
+            registry.grant(&Registry::hash("s"), at(now)).is_some()
+        };
+        let end = Some("2026-01-01T12:00:00Z");
+        assert!(granted(end, "2026-01-01T11:59:59Z"));
+        assert!(!granted(end, "2026-01-01T12:00:00Z"));
+        assert!(!granted(Some("tomorrow"), "2026-01-01T00:00:00Z"));
+        assert!(granted(None, "2026-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn the_index_of_a_grant_moves_with_its_policies_and_not_with_those_of_others() {
+        let policy = |id: &str, modify_index| Policy {
+            id: id.into(),
+            name: id.to_owned(),
+            description: String::new(),
+            rules: String::new(),
+            hash: String::new(),
+            create_index: 1,
+            modify_index,
+        };
+        let mut registry = Registry::default();
+        registry.put_token(Arc::new(Token { policies: vec!["own".into()], ..token(None) }));
+        let index = |registry: &Registry| {
+            registry.grant(&Registry::hash("s"), OffsetDateTime::UNIX_EPOCH).unwrap().index
+        };
+        for (id, modified, wanted) in [("own", 5, 5), ("other", 9, 5), ("own", 11, 11)] {
+            registry.put_policy(Arc::new(policy(id, modified)));
+            registry.settle();
+            assert_eq!(index(&registry), wanted);
+        }
+    }
+}

@@ -157,6 +157,7 @@ async fn every_change_needs_its_permission_and_the_refusal_names_it() {
         ("GET", "/v1/connect/ca/configuration", "", "'operator:read'"),
         ("PUT", "/v1/connect/ca/configuration", r#"{"Provider":"consul"}"#, "'operator:write'"),
         ("GET", "/v1/agent/self", "", r#"'agent:read' on "host-a""#),
+        ("PUT", "/v1/some/change", "", "'operator:write'"),
         ("GET", "/v1/acl/tokens", "", "'acl:read'"),
         ("PUT", "/v1/acl/policy", r#"{"Name":"x"}"#, "'acl:write'"),
         ("PUT", "/v1/acl/token", "{}", "'acl:write'"),
