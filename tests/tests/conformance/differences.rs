@@ -321,7 +321,6 @@ pub const API: &[Difference] = &[
     row("GET /v1/kv/some/key", "header/x-consul-*", "*", "missing", "no key-value store"),
     row("GET /v1/session/list", "status", "200:*", "404:*", "no sessions"),
     row("GET /v1/query", "status", "200:*", "404:*", "no prepared queries"),
-    row("GET /v1/acl/tokens", "status", "401", "404", "no ACLs"),
     row("GET /v1/coordinate/nodes", "status", "200:*", "404:*", "no gossip, so no network coordinates"),
     row("GET /v1/config/*", "status", "200:*", "404:*", "no configuration entries"),
     row("GET /v1/event/list", "status", "200:*", "404:*", "no gossip, so no events"),
@@ -408,7 +407,6 @@ pub const CLI: &[Difference] = &[
     row("consul force-leave *", "stderr", "*", "*404*", "no gossip, so no members that could leave or join"),
     row("consul join *", "stderr", "*", "*404*", "no gossip, so no members that could leave or join"),
     row("consul keyring *", "stderr", "*", "*404*", "no gossip, so nothing to encrypt"),
-    row("consul acl *", "stderr", "*401*", "*404*", "no ACLs"),
 ];
 
 /// In the order in which they are documented.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::intention::{Action, Intention, Pattern};
+use crate::intention::{self, Action, Intention, Pattern};
 
 /// Metadata, tags' addresses of a node, and the like.
 pub type Strings = BTreeMap<String, String>;
@@ -297,6 +297,11 @@ impl IntentionRow {
             destination: self.destination.clone(),
             action: self.action,
         }
+    }
+
+    /// See [`intention::precedence`].
+    pub fn precedence(&self) -> u8 {
+        intention::precedence(&self.source, &self.destination)
     }
 }
 

@@ -15,9 +15,11 @@ use super::{
     input::ServiceBody,
     names,
     read::Read,
+    vet,
     view::{agent_check, agent_service},
 };
 use crate::control_plane::embedded::{
+    acl::Right,
     model::{Key, Probe, Service, Status},
     registration::{self, Refusal},
     tables::Tables,
@@ -33,7 +35,8 @@ pub async fn services(read: Read) -> Response {
         Err(error) => return error.into_response(),
     };
     read.answer(Topic::Node(node.as_str().into()), |tables| {
-        let services = tables.services_of_node(&node);
+        let viewer = read.viewer();
+        let services = tables.services_of_node(&node).filter(|service| viewer.sees_service(&service.name));
         Ok(services.map(|s| (s.id.to_string(), agent_service(s).into())).collect::<Map<_, _>>())
     })
     .await
@@ -47,6 +50,7 @@ pub async fn service(Path(id): Path<String>, read: Read) -> Response {
     };
     read.answer_by_hash(Topic::Node(key.node.clone()), |tables| {
         let service = tables.service(&key).ok_or_else(|| Refusal::NoService(id.clone()))?;
+        read.demand(Right::service_read(&service.name))?;
         Ok(agent_service(service))
     })
     .await
@@ -69,13 +73,15 @@ pub async fn register(
     let replace = read.flag("replace-existing-checks")?;
     let registration = definition::registration(body, &place, replace)?;
     let datacenter = app.datacenter.clone();
+    let caller = read.caller();
     app.store
         .write(move |txn| {
+            vet::node(&caller, &txn.tables, &node, address.as_deref())?;
+            vet::registration(&caller, &txn.tables, &registration)?;
             registration::ensure_node(txn, &node, address.as_deref(), &datacenter)?;
-            registration::register(txn, registration)
+            Ok(registration::register(txn, registration)?)
         })
         .await
-        .map_err(|refusal: Refusal| refusal.into())
 }
 
 /// The address in `mesh-address`, for another node; this server knows its own.
@@ -94,9 +100,11 @@ pub fn address(read: &Read) -> Result<Option<String>, ApiError> {
 /// Consul answers 200 for a service that is not there, too.
 pub async fn deregister(Path(id): Path<String>, read: Read) -> Result<(), ApiError> {
     let key = Key::new(read.node()?, &id);
+    let caller = read.caller();
     read.app
         .store
         .write(move |txn| {
+            vet::known_service(&caller, &txn.tables, &key)?;
             registration::deregister(txn, &key);
             Ok(())
         })
@@ -116,11 +124,15 @@ pub async fn maintenance(Path(id): Path<String>, read: Read) -> Result<(), ApiEr
     names::text("reason", reason)?;
     let reason = enable.then(|| reason.to_owned());
     let key = Key::new(read.node()?, &id);
-    let write = read.app.store.write(move |txn| registration::maintenance(txn, &key, reason.as_deref()));
-    write.await.map_err(|refusal: Refusal| match refusal {
-        Refusal::NoService(id) => ApiError::NotFound(format!("No service registered with ID \"{id}\"")),
-        other => other.into(),
-    })
+    let caller = read.caller();
+    let write = read.app.store.write(move |txn| {
+        vet::known_service(&caller, &txn.tables, &key)?;
+        registration::maintenance(txn, &key, reason.as_deref()).map_err(|refusal| match refusal {
+            Refusal::NoService(id) => ApiError::NotFound(format!("No service registered with ID \"{id}\"")),
+            other => other.into(),
+        })
+    });
+    write.await
 }
 
 pub async fn health_by_id(Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
@@ -130,6 +142,7 @@ pub async fn health_by_id(Path(id): Path<String>, read: Read) -> Result<Response
         let shown = json!({ "AggregatedStatus": "critical", "Service": null, "Checks": null });
         return Ok(unknown(&read, &format!("ServiceId {id} not found"), &shown));
     };
+    read.demand(Right::service_read(&service.name))?;
     let (status, shown) = health(&tables, service);
     Ok((status.code(), answer(&read, status, &shown)).into_response())
 }
@@ -137,6 +150,7 @@ pub async fn health_by_id(Path(id): Path<String>, read: Read) -> Result<Response
 pub async fn health_by_name(Path(name): Path<String>, read: Read) -> Result<Response, ApiError> {
     let tables = read.app.store.tables();
     let node = read.node()?;
+    read.demand(Right::service_read(&name))?;
     let all: Vec<_> = tables
         .services_of_node(node)
         .filter(|service| *service.name == name)

@@ -3,8 +3,8 @@
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::{App, read::Read};
-use crate::control_plane::embedded::model::Probe;
+use super::{ApiError, App, read::Read};
+use crate::control_plane::embedded::{acl::Right, model::Probe};
 
 /// The version of Consul's API that this server follows; clients look at it.
 const CONSUL_VERSION: &str = "1.9.0";
@@ -25,10 +25,11 @@ pub async fn peers(read: Read) -> Response {
     read.json(&[address(&read.app)])
 }
 
-pub async fn agent_self(read: Read) -> Response {
+pub async fn agent_self(read: Read) -> Result<Response, ApiError> {
     let app = &read.app;
+    read.demand(Right::agent_read(&app.node))?;
     let id = app.store.tables().node(&app.node).map(|node| node.id.clone());
-    read.json(&json!({
+    Ok(read.json(&json!({
         "Config": {
             "Datacenter": app.datacenter,
             "NodeName": app.node,
@@ -43,7 +44,7 @@ pub async fn agent_self(read: Read) -> Response {
         "Meta": { "consul-network-segment": "" },
         "Stats": stats(app),
         "xDS": Value::Null,
-    }))
+    })))
 }
 
 /// What `consul info` prints, as far as there is such a thing here: texts, as Consul has them.
@@ -61,7 +62,7 @@ fn stats(app: &App) -> Value {
         },
         "build": { "prerelease": "meshnode", "revision": "", "version": CONSUL_VERSION },
         "consul": {
-            "acl": "disabled",
+            "acl": if app.acl { "enabled" } else { "disabled" },
             "bootstrap": "true",
             "known_datacenters": "1",
             "leader": "true",
@@ -78,7 +79,8 @@ fn stats(app: &App) -> Value {
 }
 
 pub async fn members(read: Read) -> Response {
-    read.json(&[member(&read.app)])
+    let own = read.viewer().sees_node(&read.app.node).then(|| member(&read.app));
+    read.json(&own.as_slice())
 }
 
 fn member(app: &App) -> Value {
@@ -88,7 +90,7 @@ fn member(app: &App) -> Value {
         "Addr": app.node_address,
         "Port": SERF_PORT,
         "Tags": {
-            "acls": "0",
+            "acls": if app.acl { "1" } else { "0" },
             "bootstrap": "1",
             "build": format!("{CONSUL_VERSION}:meshnode"),
             "dc": app.datacenter,

@@ -175,7 +175,7 @@ pub fn intention(row: &IntentionRow) -> serde_json::Value {
         "DefaultAddr": "",
         "DefaultPort": 0,
         "Meta": row.meta,
-        "Precedence": row.rule().precedence(),
+        "Precedence": row.precedence(),
         "CreatedAt": row.created_at,
         "UpdatedAt": row.updated_at,
         "CreateIndex": row.create_index,
