@@ -7,6 +7,7 @@
 
 mod address;
 pub mod api;
+mod audit;
 mod cache;
 mod client;
 mod connector;
@@ -17,6 +18,7 @@ mod join;
 mod leaf;
 mod link;
 mod pace;
+pub mod permission;
 mod policy;
 mod register;
 mod settings;

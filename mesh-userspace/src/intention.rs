@@ -62,15 +62,20 @@ pub struct Intention {
 }
 
 impl Intention {
-    /// Returns Consul's precedence in the default namespace: destination exactness counts before the source's.
-    /// 9 exact → exact, 8 `*` → exact, 6 exact → `*`, 5 `*` → `*`.
+    /// See [`precedence`].
     pub fn precedence(&self) -> u8 {
-        match (&self.source, &self.destination) {
-            (Pattern::Exact(_), Pattern::Exact(_)) => 9,
-            (Pattern::Any, Pattern::Exact(_)) => 8,
-            (Pattern::Exact(_), Pattern::Any) => 6,
-            (Pattern::Any, Pattern::Any) => 5,
-        }
+        precedence(&self.source, &self.destination)
+    }
+}
+
+/// Returns Consul's precedence in the default namespace: destination exactness counts before the source's.
+/// 9 exact → exact, 8 `*` → exact, 6 exact → `*`, 5 `*` → `*`.
+pub fn precedence(source: &Pattern, destination: &Pattern) -> u8 {
+    match (source, destination) {
+        (Pattern::Exact(_), Pattern::Exact(_)) => 9,
+        (Pattern::Any, Pattern::Exact(_)) => 8,
+        (Pattern::Exact(_), Pattern::Any) => 6,
+        (Pattern::Any, Pattern::Any) => 5,
     }
 }
 

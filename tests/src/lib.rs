@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod capture;
 pub mod cgroup;
 pub mod config;
+pub mod conformance;
 pub mod container;
 pub mod fixture;
 pub mod foreign;

@@ -20,6 +20,8 @@ use crate::{identity::ServiceName, state::MeshState};
 /// Something that talks to the control plane by itself.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Part {
+    /// What the token grants of what this host needs.
+    Token,
     Roots,
     Services,
     Service(ServiceName),

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     api::RootsAnswer,
+    audit,
     cache::{Cache, CacheWriter, Item},
     client::{ApiError, Client},
     discovery, leaf,
@@ -109,6 +110,7 @@ impl Sync {
             spawn(policy::follow(Arc::clone(&shared), local.clone())),
             spawn(leaf::follow(Arc::clone(&shared), local.clone(), cached.leafs)),
             spawn(leaf::drop_expired(Arc::clone(&shared))),
+            spawn(audit::follow(Arc::clone(&shared), local.clone())),
             spawn(register::follow(Arc::clone(&shared), local)),
             spawn(note_contact(Arc::clone(&shared))),
         ];

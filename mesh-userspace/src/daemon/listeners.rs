@@ -111,6 +111,7 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
         trust_domain: settings.trust_domain.clone(),
         listen_tcp: Some(settings.listen),
         unix_socket: Some(config.api_socket()),
+        acl: settings.acl,
         expose,
     })
     .await?;
