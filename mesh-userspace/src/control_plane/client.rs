@@ -72,6 +72,9 @@ fn token_advice(with_token: bool, reason: &str) -> &'static str {
     if reason.starts_with(UNKNOWN_TOKEN) {
         "the server knows no such token (deleted, expired, or another cluster's): set one that it knows as \
          control_plane.token_file"
+    } else if reason.contains("ACL bootstrap no longer allowed") {
+        "the first management token was made before: use it; with the embedded server, root makes another one by \
+         `meshnode acl token create --policy-name global-management`"
     } else if with_token {
         "the token in use does not grant it: extend its policy, or set another one as control_plane.token_file"
     } else {

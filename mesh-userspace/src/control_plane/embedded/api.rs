@@ -2,6 +2,7 @@
 
 mod acl;
 mod acl_input;
+mod acl_tokens;
 mod agent;
 mod agent_checks;
 mod agent_connect;
@@ -18,6 +19,7 @@ mod read;
 mod status;
 mod vet;
 mod view;
+mod viewer;
 
 use std::sync::Arc;
 
@@ -152,11 +154,14 @@ fn acl_routes() -> Router<App> {
         .route("/v1/acl/policy", put(acl::create_policy))
         .route("/v1/acl/policy/name/{name}", get(acl::policy_by_name))
         .route("/v1/acl/policy/{id}", get(acl::policy).put(acl::update_policy).delete(acl::delete_policy))
-        .route("/v1/acl/tokens", get(acl::tokens))
-        .route("/v1/acl/token", put(acl::create_token))
-        .route("/v1/acl/token/self", get(acl::token_self))
-        .route("/v1/acl/token/{id}", get(acl::token).put(acl::update_token).delete(acl::delete_token))
-        .route("/v1/acl/token/{id}/clone", put(acl::clone_token))
+        .route("/v1/acl/tokens", get(acl_tokens::tokens))
+        .route("/v1/acl/token", put(acl_tokens::create_token))
+        .route("/v1/acl/token/self", get(acl_tokens::token_self))
+        .route(
+            "/v1/acl/token/{id}",
+            get(acl_tokens::token).put(acl_tokens::update_token).delete(acl_tokens::delete_token),
+        )
+        .route("/v1/acl/token/{id}/clone", put(acl_tokens::clone_token))
         .route("/v1/internal/acl/authorize", post(acl::authorize))
 }
 

@@ -117,10 +117,13 @@ pub struct Grant {
     pub index: u64,
 }
 
+/// A policy, and its text as it was read.
+type ReadPolicy = (Arc<Policy>, Arc<Rules>);
+
 /// All policies and tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
-    policies: Arc<BTreeMap<Arc<str>, (Arc<Policy>, Arc<Rules>)>>,
+    policies: Arc<BTreeMap<Arc<str>, ReadPolicy>>,
     tokens: Arc<BTreeMap<Arc<str>, Arc<Token>>>,
     grants: Arc<HashMap<SecretHash, Arc<Grant>>>,
 }

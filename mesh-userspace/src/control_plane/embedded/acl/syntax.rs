@@ -185,8 +185,8 @@ impl Parser<'_> {
                 self.take();
             } else if rest.starts_with('#') || rest.starts_with("//") {
                 while self.take().is_some_and(|c| c != '\n') {}
-            } else if rest.starts_with("/*") {
-                let Some(end) = rest[2..].find("*/") else { return self.fail("the comment has no end") };
+            } else if let Some(comment) = rest.strip_prefix("/*") {
+                let Some(end) = comment.find("*/") else { return self.fail("the comment has no end") };
                 let stop = rest.len() - (end + 4);
                 while self.rest.len() > stop {
                     self.take();

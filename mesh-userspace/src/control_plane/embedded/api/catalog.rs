@@ -9,10 +9,7 @@ use axum::{extract::Path, response::Response};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{
-    read::{Read, Viewer},
-    view::CatalogEntry,
-};
+use super::{read::Read, view::CatalogEntry, viewer::Viewer};
 use crate::control_plane::embedded::{
     model::{Node, Service},
     tables::Tables,

@@ -23,15 +23,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{ApiError, App, names};
+use super::{ApiError, App, names, viewer::Viewer};
 use crate::control_plane::embedded::{
     acl::{Caller, Right},
     duration,
-    model::{Check, IntentionRow, Opaque},
+    model::Opaque,
     tables::Tables,
     topics::{DependsOn, Topic},
 };
-use crate::intention::Pattern;
 
 /// Consul's limits for `wait`.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -105,7 +104,7 @@ impl Read {
 
     /// Returns what the caller may see, for an answer that leaves the rest out.
     pub fn viewer(&self) -> Viewer<'_> {
-        Viewer { caller: self.caller(), withheld: &self.withheld }
+        Viewer::new(self.caller(), &self.withheld)
     }
 
     /// # Errors
@@ -278,41 +277,6 @@ impl Read {
     pub fn json(&self, value: &impl Serialize) -> Response {
         let pretty = self.pairs.iter().any(|(key, _)| key == "pretty");
         json(value, pretty)
-    }
-}
-
-/// What a caller may see, with a note of everything that it may not.
-pub struct Viewer<'r> {
-    caller: Arc<Caller>,
-    withheld: &'r AtomicBool,
-}
-
-impl Viewer<'_> {
-    fn note(&self, seen: bool) -> bool {
-        if !seen {
-            self.withheld.store(true, Ordering::Relaxed);
-        }
-        seen
-    }
-
-    pub fn sees_service(&self, name: &str) -> bool {
-        self.note(self.caller.may(Right::service_read(name)))
-    }
-
-    pub fn sees_node(&self, name: &str) -> bool {
-        self.note(self.caller.may(Right::node_read(name)))
-    }
-
-    /// Its node, and its service if it has one.
-    pub fn sees_check(&self, check: &Check) -> bool {
-        let service = check.service_name.is_empty() || self.sees_service(&check.service_name);
-        service && self.sees_node(&check.node)
-    }
-
-    /// Either end makes an intention readable, so that both know why something works or does not.
-    pub fn sees_intention(&self, row: &IntentionRow) -> bool {
-        let readable = |end: &Pattern| self.caller.may(Right::intention_read(&end.to_string()));
-        self.note(readable(&row.source) || readable(&row.destination))
     }
 }
 
