@@ -34,7 +34,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     StatusReport {
         version: env!("CARGO_PKG_VERSION").into(),
         node: config.node.clone(),
-        datacenter: config.datacenter.clone(),
+        datacenter: datacenter(daemon, &config),
         pid: std::process::id(),
         uptime_s: daemon.started.elapsed().as_secs(),
         draining: daemon.is_draining(),
@@ -54,6 +54,12 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         degraded: engine.degraded(),
         exempt: exempt(daemon, &config, &cgroups),
     }
+}
+
+/// Returns the datacenter as configured, else that of the certificates, which a Consul agent's CA gave.
+fn datacenter(daemon: &Daemon, config: &Config) -> String {
+    let of_leaf = || daemon.mesh.load().leafs.values().next().map(|leaf| leaf.id.datacenter.clone());
+    config.datacenter.clone().or_else(of_leaf).unwrap_or_else(|| config.datacenter().to_owned())
 }
 
 fn attachment(

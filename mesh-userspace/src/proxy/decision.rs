@@ -113,6 +113,7 @@ mod tests {
             source: "web".parse().unwrap(),
             destination: "db".parse().unwrap(),
             action: Action::Allow,
+            http: false,
         };
         let leaf = ca.leaf("web");
         Mesh {
