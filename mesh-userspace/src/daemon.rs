@@ -31,7 +31,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     admin::{AdminBackend, AdminError, AdminServer, Answer, ExecTicket, ReloadReport, StatusReport},
     config::{Config, SameHost},
-    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, embedded::Embedded},
+    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, Watched, embedded::Embedded},
     datapath::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
@@ -248,6 +248,11 @@ impl Daemon {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How much of the catalog is watched; `None` once the daemon stops.
+    fn watched(&self) -> Option<Watched> {
+        self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::watched)
+    }
+
     /// `None` once the daemon stops.
     fn sync_status(&self) -> Option<SyncStatus> {
         self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::status)
@@ -347,7 +352,11 @@ impl Daemon {
                 engine.cut();
             }
         };
-        if let Err(error) = events::follow(ring, names, self.recent.clone(), opened).await {
+        let mesh = self.mesh.clone();
+        let explain = move |source: &ServiceName, destination: &ServiceName| {
+            mesh.load().intentions.as_ref()?.decide(source, destination).explanation()
+        };
+        if let Err(error) = events::follow(ring, names, self.recent.clone(), opened, explain).await {
             tracing::error!(%error, "the kernel's events are not read any more: stopping");
             self.broken.store(true, Relaxed);
             self.stop.notify_one();

@@ -99,9 +99,7 @@ impl Decision<'_> {
 
 /// Returns the words for an intention with permissions about HTTP requests.
 pub fn http_denied(source: &impl fmt::Display, destination: &impl fmt::Display) -> String {
-    format!(
-        "intention {source} -> {destination} has HTTP permissions, which meshnode can't judge: denied"
-    )
+    format!("intention {source} -> {destination} has HTTP permissions, which meshnode can't judge: denied")
 }
 
 /// A set of intentions with the default policy: all there are, or those that decide for the services of one host.
@@ -300,7 +298,8 @@ mod tests {
     fn a_hosts_set_decides_for_its_own_services_and_denies_all_other_pairs() {
         let name = |text: &str| text.parse::<ServiceName>().unwrap();
         let by_source = [(name("web"), vec![intention("web", "db", Allow), intention("*", "cache", Deny)])];
-        let by_destination = [(name("api"), vec![intention("*", "api", Deny), intention("cron", "api", Allow)])];
+        let by_destination =
+            [(name("api"), vec![intention("*", "api", Deny), intention("cron", "api", Allow)])];
         let set = Intentions::of_services(&by_source.into(), &by_destination.into(), Allow);
         for (source, destination, expected) in [
             ("web", "db", Allow),
@@ -314,7 +313,11 @@ mod tests {
             ("other", "db", Deny),
             ("db", "web", Deny),
         ] {
-            assert_eq!(set.decide(&name(source), &name(destination)).action, expected, "{source} -> {destination}");
+            assert_eq!(
+                set.decide(&name(source), &name(destination)).action,
+                expected,
+                "{source} -> {destination}"
+            );
         }
         assert_eq!(set.list().len(), 4);
     }

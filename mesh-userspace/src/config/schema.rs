@@ -206,12 +206,16 @@ impl AccessKeys {
     fn places(&self) -> impl Iterator<Item = &Location> {
         let files = [&self.ca_file, &self.cert_file, &self.key_file, &self.token_file].into_iter().flatten();
         let names = [&self.namespace, &self.partition].into_iter().flatten();
-        files.map(|file| &file.at).chain(self.token.iter().map(|token| &token.at)).chain(names.map(|name| &name.at))
+        files
+            .map(|file| &file.at)
+            .chain(self.token.iter().map(|token| &token.at))
+            .chain(names.map(|name| &name.at))
     }
 }
 
 fn remote_api(section: &Section<'_>, kind: Kind, access: AccessKeys) -> Option<ControlPlane> {
-    let AccessKeys { address, ca_file, cert_file, key_file, token, token_file, namespace, partition } = access;
+    let AccessKeys { address, ca_file, cert_file, key_file, token, token_file, namespace, partition } =
+        access;
     let token = rules::one_token(section.document, token, token_file);
     let address = match address {
         Some(address) => address,

@@ -190,7 +190,9 @@ impl Discovery {
     /// Looks whether what is named as the sidecar's proxy of `name` is one; returns whether that is news.
     fn suspect(&mut self, name: &ServiceName) -> bool {
         let Ok(sidecar) = format!("{name}{SIDECAR}").parse::<ServiceName>() else { return false };
-        let Some(ends) = self.services.get(name).and_then(|entry| entry.proxies.as_ref()) else { return false };
+        let Some(ends) = self.services.get(name).and_then(|entry| entry.proxies.as_ref()) else {
+            return false;
+        };
         let listed = self.list.as_ref().is_some_and(|list| list.contains(&sidecar));
         if listed && !ends.iter().any(|end| end.service.service == sidecar.as_str()) {
             self.suspects.insert(sidecar)

@@ -4,11 +4,7 @@
 //! does that); the answers come to one actor, which alone knows the whole and publishes it. Fails closed: what cannot
 //! be judged here denies, and a default that is not known is `deny`.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -154,7 +150,8 @@ pub(super) async fn follow(
     let (updates, mut incoming) = mpsc::channel(16);
     let ask_default = Arc::new(Notify::new());
     let _default = spawn(follow_default(Arc::clone(&shared), Arc::clone(&ask_default), updates.clone()));
-    let empty = Policy { by_source: ByService::new(), by_destination: ByService::new(), default: Action::Deny };
+    let empty =
+        Policy { by_source: ByService::new(), by_destination: ByService::new(), default: Action::Deny };
     let mut follower = Follower {
         shared,
         updates,
@@ -239,7 +236,8 @@ impl Follower {
 
     fn publish(&mut self) {
         let known = |side: Side, name: &ServiceName| {
-            let lists = if side == Side::Source { &self.policy.by_source } else { &self.policy.by_destination };
+            let lists =
+                if side == Side::Source { &self.policy.by_source } else { &self.policy.by_destination };
             lists.contains_key(name) || self.refused.contains(&(side, name.clone()))
         };
         let nothing = self.refused.len() == self.names.iter().count() && !self.refused.is_empty();
@@ -316,9 +314,8 @@ async fn follow_default(shared: Arc<Shared>, wake: Arc<Notify>, updates: mpsc::S
 async fn default_policy(shared: &Shared) -> Result<Action, ApiError> {
     // Names that nobody has: only the default can answer, or an intention between any and any.
     let probe = uuid::Uuid::new_v4().simple().to_string();
-    let path = format!(
-        "/v1/connect/intentions/check?source=meshnode-s-{probe}&destination=meshnode-d-{probe}"
-    );
+    let path =
+        format!("/v1/connect/intentions/check?source=meshnode-s-{probe}&destination=meshnode-d-{probe}");
     let CheckAnswer { allowed } = shared.client.get(&path).await?;
     Ok(if allowed { Action::Allow } else { Action::Deny })
 }

@@ -139,7 +139,10 @@ mod tests {
     fn without_a_limit_the_list_is_not_even_read() {
         let rules = intentions(&[("web", "db", Allow)], Deny);
         let scope = of(&rules, None, "", 0);
-        assert_eq!((scope.services, scope.listing, scope.incomplete), (names("api db"), Listing::None, false));
+        assert_eq!(
+            (scope.services, scope.listing, scope.incomplete),
+            (names("api db"), Listing::None, false)
+        );
         assert_eq!(scope.unwatched, None);
         assert!(of(&rules, None, "", 1).incomplete, "with one it decides");
     }

@@ -90,12 +90,21 @@ mod tests {
     #[test]
     fn an_agent_of_another_datacenter_or_without_the_partition_is_refused_by_both_names() {
         let mut settings = testing::settings("http://127.0.0.1:1");
-        let examine = |settings: &Settings, node: &Node| examine(settings, Some(node), SERVERS).map_err(|e| e.to_string());
+        let examine = |settings: &Settings, node: &Node| {
+            examine(settings, Some(node), SERVERS).map_err(|e| e.to_string())
+        };
         assert_eq!(examine(&settings, &node("dc1", "")), Ok(()));
         let error = examine(&settings, &node("eu-1", "")).unwrap_err();
-        assert!(error.contains("`eu-1`") && error.contains("`dc1`") && error.contains("datacenter"), "{error}");
+        assert!(
+            error.contains("`eu-1`") && error.contains("`dc1`") && error.contains("datacenter"),
+            "{error}"
+        );
         settings.datacenter_given = false;
-        assert_eq!(examine(&settings, &node("eu-1", "")), Ok(()), "what is not configured is the agent's business");
+        assert_eq!(
+            examine(&settings, &node("eu-1", "")),
+            Ok(()),
+            "what is not configured is the agent's business"
+        );
 
         settings.access.tenancy.partition = Some("team".to_owned());
         assert_eq!(examine(&settings, &node("dc1", "team")), Ok(()));

@@ -206,7 +206,11 @@ fn fill_from_cache(shared: &Shared, local: &[LocalService]) -> Cached {
             "serving the last known state from the disk cache until the control plane answers"
         );
     }
-    Cached { instances: instances.map(|(list, _)| list), policy: policy.map(|(policy, _)| policy), leafs: stored_leafs }
+    Cached {
+        instances: instances.map(|(list, _)| list),
+        policy: policy.map(|(policy, _)| policy),
+        leafs: stored_leafs,
+    }
 }
 
 /// Notes on disk now and then that the control plane answers: a later start from the cache tells how old it is.

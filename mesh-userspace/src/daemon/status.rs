@@ -166,7 +166,10 @@ fn flow(report: &FlowReport) -> FlowStatus {
             (ProxyState::Closed, Some("finished")) => FlowState::Closed,
             (ProxyState::Closed, Some("revoked" | "identity-gone")) => FlowState::Revoked,
             (ProxyState::Closed, Some("guarded")) => FlowState::Guarded,
-            (ProxyState::Closed, Some("not-allowed" | "not-captured" | "not-synced")) => FlowState::Denied,
+            (
+                ProxyState::Closed,
+                Some("not-allowed" | "http-permissions" | "not-captured" | "not-synced"),
+            ) => FlowState::Denied,
             (ProxyState::Closed, _) => FlowState::Failed,
         },
         bytes_sent: sent,
@@ -255,7 +258,10 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
             Kind::DirectRevoked => Some("revoked".into()),
             Kind::FlowLost => Some("map-full".into()),
             Kind::GuardPassed => Some("guard".into()),
-            _ => Some(event.reason.into()),
+            _ => Some(match &event.detail {
+                Some(detail) => format!("{}: {detail}", event.reason),
+                None => event.reason.into(),
+            }),
         },
     })
 }
@@ -286,6 +292,7 @@ fn seconds(duration: Duration) -> i64 {
 
 fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
     let Some(status) = daemon.sync_status() else { return ControlPlaneStatus::default() };
+    let watched = daemon.watched().unwrap_or_default();
     ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
@@ -295,6 +302,8 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         last_error: status.last_error,
         index: status.index,
         from_cache: status.from_disk_cache,
+        watched_services: watched.services,
+        unwatched_services: watched.unwatched,
     }
 }
 
