@@ -79,7 +79,7 @@ struct Discovery {
     suspects: BTreeSet<ServiceName>,
     listing: Listing,
     list_watch: Option<AbortOnDropHandle<()>>,
-    upstreams: BTreeSet<ServiceName>,
+    /// Services that are or were upstreams.
     former: BTreeSet<ServiceName>,
     /// What has to be watched is known.
     planned: bool,
@@ -134,7 +134,6 @@ impl Discovery {
             suspects: BTreeSet::new(),
             listing: Listing::None,
             list_watch: None,
-            upstreams: BTreeSet::new(),
             former: BTreeSet::new(),
             planned: false,
             complete: false,
@@ -217,9 +216,7 @@ impl Discovery {
             limit: self.shared.settings.catalog_limit,
         });
         self.follow_list(scope.listing);
-        self.former.extend(std::mem::take(&mut self.upstreams));
-        self.former.retain(|name| !scope.upstreams.contains(name));
-        self.upstreams.clone_from(&scope.upstreams);
+        self.former.extend(scope.upstreams.iter().cloned());
         self.planned = !scope.incomplete;
         if self.planned {
             self.services.retain(|name, _| scope.services.contains(name));

@@ -323,6 +323,21 @@ mod tests {
         assert_eq!(addresses, ["10.2.0.1:5432"]);
     }
 
+    #[test]
+    fn health_of_a_newer_consul_is_the_instance_of_our_own_cluster() {
+        let entries = |text| -> Vec<HealthEntry> { serde_json::from_str(text).unwrap() };
+        let plain = entries(include_str!("fixtures/health-service-1.15.json"));
+        let proxies = entries(include_str!("fixtures/health-connect-1.15.json"));
+        let joined = join(&db(), &plain, &proxies, &A);
+        let pairs: Vec<_> = joined
+            .found
+            .iter()
+            .map(|f| (f.instance.address.to_string(), f.instance.mesh.to_string(), f.passing))
+            .collect();
+        assert_eq!(pairs, [("10.4.0.1:5432".to_owned(), "10.4.0.1:21000".to_owned(), true)]);
+        assert!(joined.unusable.is_empty(), "{:?}", joined.unusable);
+    }
+
     proptest! {
         #[test]
         fn join_never_panics(address in "\\PC{0,20}", node in "\\PC{0,5}", port: u16, mesh_port: u16) {

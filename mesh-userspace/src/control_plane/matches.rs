@@ -19,7 +19,7 @@ use super::{
     client::{ApiError, escape},
     link::{Link, Part},
     policy::{Names, intention},
-    settings::Kind,
+    settings::{Kind, Tenancy},
     sync::Shared,
     watch::{Permits, Watch},
 };
@@ -89,7 +89,7 @@ impl Batch {
     }
 
     /// Returns what `answer` says; a name that it lacks must not read as one without intentions.
-    fn read(&self, mut answer: MatchAnswer, shared: &Shared) -> Result<Update, ApiError> {
+    fn read(&self, mut answer: MatchAnswer, ours: &Tenancy) -> Result<Update, ApiError> {
         let mut found = BTreeMap::new();
         for name in &self.names {
             let Some(entries) = answer.remove(name.as_str()) else {
@@ -99,14 +99,13 @@ impl Batch {
             let mut entries = entries.unwrap_or_default();
             // Of two that mean one pair, as those of `*` and of one namespace, the more precise one counts: the last.
             entries.sort_by_key(|entry| entry.precedence);
-            let ours = &shared.settings.access.tenancy;
             found.insert(name.clone(), entries.iter().filter_map(|entry| intention(entry, ours)).collect());
         }
         Ok(Update::Answered(self.side, found))
     }
 
     async fn ask(&self, shared: &Shared) -> Result<Update, ApiError> {
-        self.read(shared.client.get(&self.path()).await?, shared)
+        self.read(shared.client.get(&self.path()).await?, &shared.settings.access.tenancy)
     }
 }
 
@@ -220,7 +219,7 @@ async fn follow_batch(shared: Arc<Shared>, batch: Batch, updates: mpsc::Sender<U
 async fn follow_watch(shared: &Shared, batch: Batch, updates: &mpsc::Sender<Update>) {
     let mut watch = Watch::new(&shared.client, &shared.link, batch.part(), batch.path(), Permits::Always);
     loop {
-        match batch.read(watch.next().await, shared) {
+        match batch.read(watch.next().await, &shared.settings.access.tenancy) {
             Ok(update) => drop(updates.send(update).await),
             Err(error) => watch.rejected(&error).await,
         }
@@ -229,4 +228,61 @@ async fn follow_watch(shared: &Shared, batch: Batch, updates: &mpsc::Sender<Upda
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intention::{ByService, Intentions};
+
+    fn read(names: &[&str], answer: &str) -> Result<ByService, ApiError> {
+        let names = names.iter().map(|name| name.parse().unwrap()).collect();
+        let batch = Batch { side: Side::Source, names };
+        match batch.read(serde_json::from_str(answer).unwrap(), &Tenancy::default())? {
+            Update::Answered(Side::Source, found) => Ok(found),
+            _ => panic!("another kind of update"),
+        }
+    }
+
+    /// What `web` may reach by `answer`, with a default of `allow`.
+    fn decisions<'a>(answer: &str, destinations: &[&'a str]) -> Vec<(&'a str, Action, bool)> {
+        let found = read(&["web"], answer).unwrap();
+        let set = Intentions::of_services(&found, &ByService::new(), Action::Allow);
+        let web = "web".parse().unwrap();
+        let decide = |name: &&'a str| {
+            let destination = name.parse().unwrap();
+            let decision = set.decide(&web, &destination);
+            (*name, decision.action, decision.explanation().is_some())
+        };
+        destinations.iter().map(decide).collect()
+    }
+
+    use Action::{Allow, Deny};
+
+    #[test]
+    fn intentions_of_config_entries_are_read_and_those_with_permissions_deny() {
+        let answer = include_str!("fixtures/intentions-match-1.9.json");
+        assert_eq!(
+            decisions(answer, &["db", "api", "cache", "other"]),
+            [("db", Allow, false), ("api", Deny, true), ("cache", Deny, false), ("other", Allow, false)]
+        );
+        assert!(read(&["web", "cron"], answer).unwrap()[&"cron".parse().unwrap()].is_empty());
+    }
+
+    #[test]
+    fn what_an_enterprise_server_says_of_others_is_not_about_us() {
+        let answer = include_str!("fixtures/intentions-match-1.16.json");
+        let found = decisions(answer, &["db", "cache", "api", "mail", "queue"]);
+        let denied = |name| (name, Deny, false);
+        assert_eq!(
+            found,
+            [("db", Allow, false), denied("cache"), denied("api"), denied("mail"), denied("queue")]
+        );
+    }
+
+    #[test]
+    fn a_name_that_the_answer_lacks_is_an_error_and_not_a_service_without_intentions() {
+        assert!(matches!(read(&["web"], r#"{"other":[]}"#), Err(ApiError::Malformed { .. })));
+        assert!(read(&["web"], r#"{"web":null}"#).unwrap()[&"web".parse().unwrap()].is_empty());
+    }
 }

@@ -41,7 +41,7 @@ pub struct Known<'a> {
     pub own: &'a BTreeSet<ServiceName>,
     /// The catalog's services without proxies; `None` before it was read.
     pub list: Option<&'a BTreeSet<ServiceName>>,
-    /// Services that were upstreams: a program that may not call them any more is likely to try.
+    /// Services that are or were upstreams: a program that may not call them any more is likely to try.
     pub former: &'a BTreeSet<ServiceName>,
     pub limit: usize,
 }

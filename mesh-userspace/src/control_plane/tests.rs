@@ -2,6 +2,7 @@
 
 mod broken_answers;
 mod embedded_server;
+mod local_use;
 
 use std::net::SocketAddr;
 
