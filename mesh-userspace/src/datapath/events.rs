@@ -31,6 +31,8 @@ pub enum Kind {
     /// Ended by the daemon, because no intention allows it any more.
     DirectRevoked,
     FlowLost,
+    /// A workload is in a network namespace that the daemon does not listen in.
+    Namespace,
 }
 
 /// An event in user space's terms.
@@ -57,6 +59,12 @@ pub struct Report {
     pub rtt_us: u32,
 }
 
+impl Report {
+    fn is_unserved(&self) -> bool {
+        self.kind == Kind::Namespace || self.reason == event::reason_text(event::REASON_NO_LISTENER)
+    }
+}
+
 /// Returns the event in `raw`; `None` when the bytes are no event that this daemon knows.
 pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
     if raw.len() < size_of::<Event>() {
@@ -72,6 +80,7 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         event::EVENT_DIRECT_OPENED => Kind::DirectOpened,
         event::EVENT_DIRECT_CLOSED => Kind::DirectClosed,
         event::EVENT_FLOW_LOST => Kind::FlowLost,
+        event::EVENT_NAMESPACE => Kind::Namespace,
         _ => return None,
     };
     Some(Report {
@@ -140,14 +149,22 @@ impl Recent {
     }
 }
 
-/// Reads events until the task is dropped; tells `opened` of each direct flow that was established, and asks `explain`
-/// about each pair that was denied.
+/// Who is told of an event when it is read.
+pub struct Told<O, N, E> {
+    /// A direct flow was established.
+    pub opened: O,
+    /// A workload is in a network namespace without a listener.
+    pub unserved: N,
+    /// Says why a pair was denied, where there is something to explain.
+    pub explain: E,
+}
+
+/// Reads events until the task is dropped.
 pub async fn follow(
     ring: RingBuf<MapData>,
     names: NameReader,
     recent: Recent,
-    opened: impl Fn(PolicyKey),
-    explain: impl Fn(&ServiceName, &ServiceName) -> Option<String>,
+    told: Told<impl Fn(PolicyKey), impl Fn(), impl Fn(&ServiceName, &ServiceName) -> Option<String>>,
 ) -> std::io::Result<()> {
     let limit = RateLimit::per_second(AUDITED_PER_SECOND);
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
@@ -162,13 +179,19 @@ pub async fn follow(
                     if let (Kind::Denied | Kind::WouldDeny, Some(source), Some(destination)) =
                         (report.kind, &report.source, &report.destination)
                     {
-                        report.detail = explain(source, destination);
+                        report.detail = (told.explain)(source, destination);
                     }
                     if report.kind == Kind::DirectOpened {
-                        opened(report.pair);
+                        (told.opened)(report.pair);
                     }
-                    audit(&report, &limit);
-                    recent.push(report);
+                    if report.is_unserved() {
+                        (told.unserved)();
+                    }
+                    // Not news to a person: the daemon listens there next.
+                    if report.kind != Kind::Namespace {
+                        audit(&report, &limit);
+                        recent.push(report);
+                    }
                 }
                 None => tracing::warn!(len = item.len(), "an event that this version does not know"),
             }
@@ -234,6 +257,7 @@ fn audit(report: &Report, limit: &RateLimit) {
         Kind::DirectClosed | Kind::DirectRevoked => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
+        Kind::Namespace => {}
         Kind::FlowLost => {
             tracing::warn!(source, destination, program, pid, original_dst = %remote, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
         }
@@ -255,7 +279,7 @@ mod tests {
                 raw[..4].copy_from_slice(&kind.to_ne_bytes());
             }
             let report = parse(&raw, &Names::default().reader(), SystemTime::UNIX_EPOCH);
-            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=7).contains(&kind));
+            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=8).contains(&kind));
         }
     }
 }
