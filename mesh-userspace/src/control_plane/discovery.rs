@@ -86,6 +86,8 @@ struct Discovery {
     /// Every service was answered for at least once; until then a publication would hide services.
     complete: bool,
     published: Option<Vec<Instance>>,
+    /// Something changed since the last look at what there is to publish.
+    dirty: bool,
 }
 
 /// Keeps the catalog of `shared.state` current, for ever. `cached` is what it holds at present.
@@ -138,6 +140,7 @@ impl Discovery {
             planned: false,
             complete: false,
             published: cached,
+            dirty: true,
         }
     }
 
@@ -225,6 +228,7 @@ impl Discovery {
             self.watch_proxies(name);
         }
         self.tell(&scope);
+        self.dirty = true;
     }
 
     fn follow_list(&mut self, listing: Listing) {
@@ -310,12 +314,16 @@ impl Discovery {
             tracing::warn!(service = %name, reason, "an instance is left out of the mesh; traffic to it is not protected");
         }
         entry.unusable = joined.unusable;
+        self.dirty |= !entry.live || entry.found.as_ref() != Some(&joined.found);
         entry.found = Some(joined.found);
         entry.live = true;
     }
 
     /// Publishes what is known, if it is the whole and differs; returns whether it did.
     fn publish(&mut self) -> bool {
+        if !std::mem::take(&mut self.dirty) {
+            return false;
+        }
         self.complete |= self.planned && self.services.values().all(|entry| entry.found.is_some());
         if !self.complete {
             return false;
