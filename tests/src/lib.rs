@@ -9,11 +9,13 @@
 pub mod bpf;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 pub mod config;
 pub mod container;
 pub mod fixture;
 pub mod host;
 pub mod janitor;
+pub mod load;
 pub mod meshnode;
 pub mod namespaces;
 pub mod net;

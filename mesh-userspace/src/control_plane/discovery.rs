@@ -18,6 +18,7 @@ use super::{
     cache::Item,
     client::ApiError,
     join::{Found, join, preferred},
+    linger::Lingering,
     link::Part,
     settings::Kind,
     sync::{Piece, Shared},
@@ -42,6 +43,8 @@ enum Update {
     Services(BTreeSet<ServiceName>),
     Plain(ServiceName, Vec<HealthEntry>),
     Proxies(ServiceName, Vec<HealthEntry>),
+    /// Time has passed.
+    Tick,
 }
 
 /// What is known of one service.
@@ -67,6 +70,9 @@ struct Discovery {
     /// Every service was answered for at least once; until then a publication would hide services.
     complete: bool,
     published: Option<Vec<Instance>>,
+    lingering: Lingering,
+    /// Runs until the first instance that lingers is given up.
+    timer: Option<AbortOnDropHandle<()>>,
 }
 
 /// Keeps the catalog of `shared.state` current, for ever. `cached` is what it holds at present.
@@ -81,6 +87,8 @@ pub(super) async fn follow(shared: Arc<Shared>, cached: Option<Vec<Instance>>) {
         listed: false,
         complete: false,
         published: cached.clone(),
+        lingering: Lingering::default(),
+        timer: None,
     };
     for instance in cached.into_iter().flatten() {
         let entry = discovery.services.entry(instance.service.clone()).or_default();
@@ -107,6 +115,7 @@ pub(super) async fn follow(shared: Arc<Shared>, cached: Option<Vec<Instance>>) {
 impl Discovery {
     fn apply(&mut self, update: Update) {
         match update {
+            Update::Tick => {}
             Update::Services(names) => self.list(names),
             Update::Plain(name, entries) => {
                 if let Some(entry) = self.services.get_mut(&name) {
@@ -191,7 +200,11 @@ impl Discovery {
         if !self.complete {
             return;
         }
-        let instances = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
+        let found = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
+        let settings = &self.shared.settings;
+        let instances =
+            self.lingering.with(found, &settings.node, settings.linger, std::time::Instant::now());
+        self.timer = self.lingering.until().map(|until| spawn(tick(until.into(), self.updates.clone())));
         if self.published.as_ref() != Some(&instances) {
             tracing::debug!(instances = instances.len(), "catalog changed");
             let catalog = Arc::new(Catalog::new(instances.iter().cloned(), &self.shared.settings.node));
@@ -208,6 +221,12 @@ impl Discovery {
 /// By Consul's convention a proxy, which has no proxy itself: looked at now and then, in case it is none.
 fn is_sidecar_of(name: &ServiceName, names: &BTreeSet<ServiceName>) -> bool {
     name.as_str().strip_suffix("-sidecar-proxy").is_some_and(|of| names.iter().any(|n| n.as_str() == of))
+}
+
+async fn tick(at: Instant, updates: mpsc::Sender<Update>) {
+    tokio::time::sleep_until(at).await;
+    // The actor outlives its timer.
+    let _ = updates.send(Update::Tick).await;
 }
 
 async fn follow_health(

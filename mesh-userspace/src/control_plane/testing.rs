@@ -21,6 +21,8 @@ pub fn settings(address: &str) -> Settings {
         node_address: "10.77.0.1".parse().unwrap(),
         datacenter: "dc1".to_owned(),
         state_dir: PathBuf::from("/nonexistent"),
+        // What leaves is gone at once, so that tests see it go.
+        linger: std::time::Duration::ZERO,
     }
 }
 

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
-    client::{Answer, ApiError, Client, decode},
+    client::{Answer, ApiError, Client, ErrorKind, decode},
     link::{Link, Part},
     pace::{Bucket, Cursor},
 };
@@ -138,7 +138,10 @@ impl Watch {
     /// next question be answered at once.
     pub async fn rejected(&mut self, error: &ApiError) {
         self.handed_on = None;
-        self.cursor = Cursor::default();
+        // Who is asked too much has forgotten nothing, and would be asked for more by a question without an index.
+        if error.kind() != ErrorKind::TooMany {
+            self.cursor = Cursor::default();
+        }
         self.failures = self.failures.saturating_add(1);
         self.link.failed(&self.part, error, SystemTime::now());
         tracing::debug!(path = self.path, %error, failures = self.failures, "watch failed");

@@ -12,7 +12,7 @@ use crate::{
         FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
     },
     config::{Config, Egress},
-    control_plane::Health,
+    control_plane::{Health, late_at},
     datapath::{
         direct::Direct,
         engine::WorkloadCgroup,
@@ -256,6 +256,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
 
 fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
     let mesh = daemon.mesh.load();
+    let errors = daemon.sync_status().map(|status| status.leaf_errors).unwrap_or_default();
     let mut all: Vec<_> = mesh
         .leafs
         .iter()
@@ -268,6 +269,8 @@ fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
                 Ok(left) => seconds(left),
                 Err(over) => -seconds(over.duration()),
             },
+            late: late_at(leaf) <= now,
+            renewal_error: errors.get(service).cloned(),
         })
         .collect();
     all.sort_by(|a, b| a.service.cmp(&b.service));
@@ -284,7 +287,7 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
         connected: status.connected,
-        since: status.last_contact.filter(|_| status.connected).map(Timestamp),
+        since: status.connected_since.filter(|_| status.connected).map(Timestamp),
         stale_since: status.stale_since.map(Timestamp),
         last_error: status.last_error,
         index: status.index,
