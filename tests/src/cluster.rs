@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::{
-    config::{Config, ControlPlane},
+    config::{Config, ControlPlane, TOKEN_FILE},
     fixture::{Mesh, Scene},
     host::{Family, Host},
     meshnode::Meshnode,
@@ -24,6 +24,9 @@ pub struct Cluster {
     pub servers: Vec<Server>,
 }
 
+/// The token that may do everything, where ACLs are on.
+pub const MANAGEMENT: &str = "00000000-0000-4000-8000-000000000001";
+
 /// A Consul server on a host of its own.
 #[derive(Debug)]
 pub struct Server {
@@ -35,6 +38,24 @@ impl Cluster {
     /// Starts `servers` servers, the agents and the daemons. `extra` is merged into every agent's configuration.
     #[track_caller]
     pub fn start(servers: u32, scene: Scene, extra: &Value) -> Self {
+        Self::start_with(servers, scene, extra, "")
+    }
+
+    /// With ACLs that deny, and [`MANAGEMENT`] as the token that may do everything. The daemons show what their token
+    /// file holds, which Consul does not know.
+    #[track_caller]
+    pub fn start_with_acl(scene: Scene) -> Self {
+        let acl = json!({"acl": {
+            "enabled": true, "default_policy": "deny", "token_ttl": "1s", "policy_ttl": "1s", "role_ttl": "1s",
+            "tokens": {"master": MANAGEMENT, "agent": MANAGEMENT},
+        }});
+        let mut cluster = Self::start_with(1, scene, &acl, &format!("token_file = \"{TOKEN_FILE}\""));
+        cluster.servers[0].consul.token = MANAGEMENT.to_owned();
+        cluster
+    }
+
+    #[track_caller]
+    fn start_with(servers: u32, scene: Scene, extra: &Value, lines: &str) -> Self {
         let net = Network::with(scene.options);
         let (a, b) = (net.host("a"), net.host("b"));
         let hosts: Vec<_> = (0..servers).map(|n| net.host(&format!("s{n}"))).collect();
@@ -50,7 +71,7 @@ impl Cluster {
         let config = |host: &Host, services, sections| Config {
             node: format!("host-{}", host.name),
             advertise: host.ip(family),
-            control_plane: ControlPlane::Consul { lines: String::new() },
+            control_plane: ControlPlane::Consul { lines: lines.to_owned() },
             services,
             top: top.clone(),
             sections,
@@ -92,12 +113,29 @@ impl Cluster {
         self.mesh.until_connects(source, port);
     }
 
+    /// Makes the token `secret` (a UUID), with what a daemon needs; returns its accessor's id.
+    #[track_caller]
+    pub fn make_token(&self, secret: &str) -> String {
+        let (consul, host) = self.server();
+        let rules = "service_prefix \"\" { policy = \"write\" intentions = \"read\" }\n\
+                     node_prefix \"\" { policy = \"read\" }";
+        let put = |path: &str, body: Value| {
+            let (code, said) = consul.api(host, "PUT", path, Some(&body.to_string()));
+            assert_eq!(code, 200, "{path}: {said}");
+            serde_json::from_str::<Value>(&said).expect("JSON")
+        };
+        let policy = put("/v1/acl/policy", json!({"Name": format!("for-{secret}"), "Rules": rules}));
+        let token = put("/v1/acl/token", json!({"SecretID": secret, "Policies": [{"ID": policy["ID"]}]}));
+        token["AccessorID"].as_str().expect("an id").to_owned()
+    }
+
     /// Waits until the first server's catalog has an instance of `service` whose checks are as `good` says; `None`:
     /// until it has none.
     #[track_caller]
     pub fn until_catalog(&self, service: &str, good: Option<bool>) {
         let (consul, host) = self.server();
-        wait::until(&format!("{service} in the catalog as {good:?}"), || {
+        // A TTL alone is 30 s.
+        wait::until_within(wait::patience() * 2, &format!("{service} in the catalog as {good:?}"), || {
             let (code, body) = consul.api(host, "GET", &format!("/v1/health/service/{service}"), None);
             let found: Value =
                 if code == 200 { serde_json::from_str(&body).unwrap_or_default() } else { Value::Null };

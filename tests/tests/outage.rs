@@ -3,13 +3,18 @@
 
 use mesh_tests::{
     cluster::{Cluster, until_fresh, until_stale},
-    fixture::{Scene, serve},
+    config::{STATE_DIR, Service, TOKEN_FILE},
+    fixture::{Scene, client_host, connect, serve},
     load::Load,
+    meshnode::Meshnode,
+    pki::{self, Authority, Identity, Validity},
     process::Process,
-    require_consul, require_root, wait,
+    require_consul, require_root,
+    status::Status,
+    wait,
 };
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// `web` may reach `db` and `vault`, nobody else may reach anything.
 fn start(servers: u32) -> (Cluster, [Process; 2]) {
@@ -150,4 +155,120 @@ fn agent_that_hangs_is_seen_to_hang_and_taken_up_again() {
     until_fresh(&cluster.mesh.a);
     load.noticed_nothing();
     db.noticed_nothing();
+}
+
+/// A token's two lives.
+const TOKENS: [&str; 2] = ["00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"];
+
+#[test]
+fn token_that_is_revoked_is_named_and_the_next_one_in_its_file_is_taken_up() {
+    require_root!();
+    require_consul!();
+    let cluster = Cluster::start_with_acl(Scene::new(&[("db", 5432)]));
+    let (a, b) = (&cluster.mesh.a, &cluster.mesh.b);
+    let _program = serve(&b.host, "db", 5432, &["echo"]);
+    cluster.intention("web", "db", "allow");
+    // The files hold what nobody knows.
+    let refused = |s: &Status| {
+        s.0["control_plane"]["last_error"]
+            .as_str()
+            .is_some_and(|e| e.contains("forbidden") && e.contains("ACL not found"))
+    };
+    a.wait_status("the refusal", refused);
+    assert_eq!(cluster.mesh.connect("web", 5432, &[])["error"], "EPERM");
+    let write = |token| [a, b].iter().for_each(|node| node.host.write(TOKEN_FILE, token));
+    let first = cluster.make_token(TOKENS[0]);
+    write(TOKENS[0]);
+    cluster.mesh.until_connects("web", 5432);
+    let load = connections(&cluster);
+    let (consul, host) = cluster.server();
+    assert_eq!(consul.api(host, "DELETE", &format!("/v1/acl/token/{first}"), None).0, 200);
+    // Wakes the watches, which would else ask again within minutes.
+    cluster.intention("web", "db", "deny");
+    cluster.intention("web", "db", "allow");
+    for node in [a, b] {
+        node.wait_status("the revocation", refused);
+    }
+    cluster.make_token(TOKENS[1]);
+    write(TOKENS[1]);
+    until_fresh(a);
+    until_fresh(b);
+    a.wait_status("no error", |s| s.0["control_plane"]["last_error"].is_null());
+    load.stop();
+    cluster.mesh.until_connects("web", 5432);
+}
+
+#[test]
+fn drained_daemon_deregisters_and_a_dead_ones_services_turn_critical() {
+    require_root!();
+    require_consul!();
+    let mut scene = Scene::new(&[("db", 5432)]);
+    scene.on_a.push(Service::server("cache", 6379));
+    let mut cluster = Cluster::start(1, scene, &json!({}));
+    let a = serve(&cluster.mesh.a.host, "cache", 6379, &["echo"]);
+    let b = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
+    cluster.until_catalog("cache", Some(true));
+    cluster.until_catalog("db", Some(true));
+    cluster.mesh.b.kill9();
+    cluster.mesh.a.cli(&["drain"]).ok();
+    assert!(cluster.mesh.a.daemon().wait().success());
+    cluster.until_catalog("cache", None);
+    cluster.until_catalog("cache-sidecar-proxy", None);
+    cluster.until_catalog("db", Some(false));
+    cluster.until_catalog("db-sidecar-proxy", Some(false));
+    // The programs themselves go on.
+    drop((a, b));
+}
+
+/// Gives `service` of a daemon that does not run a cached leaf that is valid for `seconds` more.
+fn shorten_leaf(node: &Meshnode, ca: &Authority, id: &str, service: &str, seconds: u32) {
+    let path = format!("{STATE_DIR}/control-plane/leafs/{service}.json");
+    let text = node.host.read(&path);
+    let mut cached: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    let Identity { cert, key } = ca.issue(id, Validity::For(seconds));
+    cached["data"]["cert_pem"] = cert.into();
+    cached["data"]["key_pem"] = key.into();
+    let body = cached.to_string();
+    let sum = node.host.run_with_input("", &["sha256sum"], &body).ok();
+    let sum = sum.split(' ').next().unwrap();
+    node.host.write(&path, &format!("meshnode-cache 1 {sum}\n{body}"));
+}
+
+#[test]
+fn leaf_that_expires_in_an_outage_is_counted_down_refuses_new_flows_and_keeps_open_ones() {
+    require_root!();
+    let mut mesh = Scene::new(&[("db", 5432)]).start();
+    let _program = serve(&mesh.b.host, "db", 5432, &["echo"]);
+    let (ca, id) = (Authority::stolen(&mesh.a), pki::spiffe_id(&pki::trust_domain(&mesh.a), "web3"));
+    let mut c = client_host(&mesh, "c", "web3", true);
+    c.run();
+    mesh.a.intention("web3", "db", "allow");
+    let to = mesh.at(5432);
+    let reaches = |c: &Meshnode| {
+        connect(&c.host, "web3", &to, &["--send", "hello", "--read", "5"])["received"] == "hello"
+    };
+    wait::until_true("c to reach the db", || reaches(&c));
+    c.terminate();
+    mesh.a.kill9();
+    shorten_leaf(&c, &ca, &id, "web3", 15);
+    c.run();
+    wait::until_true("c to reach the db from its cache", || reaches(&c));
+    let flow = Load::flow(&c.host, "web3", &to);
+    let leaf = |s: &Status| s.entry("certificates", "service", "web3").cloned().unwrap_or_default();
+    let late =
+        c.wait_status("the warning", |s| leaf(s)["late"] == true && leaf(s)["renewal_error"].is_string());
+    assert!(leaf(&late)["seconds_left"].as_i64().unwrap() <= 15, "{late:?}");
+    let expired =
+        c.wait_status("the expiry", |s| leaf(s)["seconds_left"].as_i64().is_some_and(|left| left < 0));
+    assert!(leaf(&expired)["renewal_error"].as_str().unwrap().contains("refuses connections"), "{expired:?}");
+    assert!(!reaches(&c));
+    assert!(c.status().ended("outbound", "leaf-expired") > 0);
+    let shown = c.cli(&["status"]).ok();
+    assert!(shown.contains("the certificate of web3 has expired: new connections are refused"), "{shown}");
+    let metrics = c.cli(&["status", "--check"]);
+    assert_eq!(metrics.status.code(), Some(3));
+    mesh.a.run();
+    wait::until_true("a new leaf", || reaches(&c));
+    assert_eq!(leaf(&c.status())["late"], false);
+    flow.noticed_nothing();
 }

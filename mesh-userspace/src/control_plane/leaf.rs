@@ -246,7 +246,7 @@ pub fn late_at(leaf: &Leaf) -> SystemTime {
 
 fn tell(shared: &Shared, name: &ServiceName, leaf: &Leaf, life: Life, now: SystemTime) {
     let left = leaf.not_after.duration_since(now).unwrap_or_default().as_secs();
-    let because = shared.link.status().leaf_errors.remove(name);
+    let because = shared.link.status().why_not_renewed(name, life != Life::Good);
     let because = because.unwrap_or_else(|| "the control plane has not answered".to_owned());
     match life {
         Life::Good => {}

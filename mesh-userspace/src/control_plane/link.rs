@@ -69,6 +69,14 @@ pub struct Status {
     pub leaf_errors: BTreeMap<ServiceName, String>,
 }
 
+impl Status {
+    /// Returns why the leaf of `service` is not renewed; when it is `late`, an outage is why even if none was asked for.
+    pub fn why_not_renewed(&self, service: &ServiceName, late: bool) -> Option<String> {
+        let outage = self.last_error.as_ref().filter(|_| late && !self.connected);
+        self.leaf_errors.get(service).or(outage).cloned()
+    }
+}
+
 /// One failed question may be a closed idle connection; two in a row are a fault.
 const FAILURES_TO_BE_LOST: u32 = 2;
 

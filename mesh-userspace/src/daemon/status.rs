@@ -256,7 +256,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
 
 fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
     let mesh = daemon.mesh.load();
-    let errors = daemon.sync_status().map(|status| status.leaf_errors).unwrap_or_default();
+    let plane = daemon.sync_status();
     let mut all: Vec<_> = mesh
         .leafs
         .iter()
@@ -270,7 +270,9 @@ fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
                 Err(over) => -seconds(over.duration()),
             },
             late: late_at(leaf) <= now,
-            renewal_error: errors.get(service).cloned(),
+            renewal_error: plane
+                .as_ref()
+                .and_then(|plane| plane.why_not_renewed(service, late_at(leaf) <= now)),
         })
         .collect();
     all.sort_by(|a, b| a.service.cmp(&b.service));
