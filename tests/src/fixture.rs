@@ -144,6 +144,15 @@ pub fn share_ca(server: &Meshnode, client: &Host) {
     client.write(CA_FILE, &ca);
 }
 
+/// The usual scene: `web` on A may connect to `service` on B's `port`, where a server says `welcome` to each.
+#[track_caller]
+pub fn welcoming(service: &str, port: u16) -> (Mesh, Process) {
+    let mesh = Scene::new(&[(service, port)]).start();
+    let server = serve(&mesh.b.host, service, port, &["banner", "welcome"]);
+    mesh.allow("web", service, port);
+    (mesh, server)
+}
+
 impl Mesh {
     /// Where programs dial B's service at `port`.
     pub fn at(&self, port: u16) -> String {
