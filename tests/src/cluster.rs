@@ -8,9 +8,11 @@ use crate::{
     config::{Config, ControlPlane, TOKEN_FILE},
     fixture::{Mesh, Scene},
     host::{Family, Host},
-    meshnode::Meshnode,
+    meshnode::{Meshnode, UNMANAGED},
     net::Network,
-    program::consul::{Consul, Role},
+    process::Process,
+    program::consul::{self, Consul, Role},
+    space::tool,
     wait,
 };
 
@@ -166,11 +168,49 @@ pub fn until_fresh(node: &Meshnode) {
     node.wait_status("the end of the outage", |s| fresh(&s.0["control_plane"]));
 }
 
-/// Returns the lines of a daemon's log about the control plane that an operator sees (not debug).
+/// A [`Cluster`] whose A has `faulty` between its daemon and its agent.
+#[derive(Debug)]
+pub struct Faulty {
+    pub cluster: Cluster,
+    proxy: Process,
+}
+
+const FAULTY: &str = "127.0.0.1:8600";
+const MODE_FILE: &str = "/run/faulty-mode";
+
+impl Faulty {
+    /// `extra` is merged into every agent's configuration. All goes through unchanged, until [`mode`](Self::mode).
+    #[track_caller]
+    pub fn start(scene: Scene, extra: &Value) -> Self {
+        let mut cluster = Cluster::start(1, scene, extra);
+        let host = &cluster.mesh.a.host;
+        host.write(MODE_FILE, "pass");
+        let agent = consul::API.trim_start_matches("http://");
+        let program = tool("faulty");
+        let mut proxy = host.spawn(UNMANAGED, &[program.to_str().expect("UTF-8"), FAULTY, agent, MODE_FILE]);
+        proxy.wait_for_log("listening");
+        cluster.mesh.a.terminate();
+        let lines = format!("address = \"http://{FAULTY}\"");
+        cluster.mesh.a.config.control_plane = ControlPlane::Consul { lines };
+        cluster.mesh.a.write_config();
+        cluster.mesh.a.run();
+        Self { cluster, proxy }
+    }
+
+    /// Spoils answers from now on; see `tests/src/bin/faulty.rs`.
+    #[track_caller]
+    pub fn mode(&self, mode: &str) {
+        self.cluster.mesh.a.host.write(MODE_FILE, mode);
+    }
+
+    /// Returns how many requests came in `mode`.
+    pub fn requests(&self, mode: &str) -> usize {
+        self.proxy.log().lines().filter(|line| line.starts_with(&format!("{mode}: "))).count()
+    }
+}
+
+/// Returns the lines of a daemon's log from the control plane's client that an operator sees (not debug).
 pub fn plane_lines(log: &str) -> Vec<&str> {
     let seen = |line: &&str| [" INFO ", " WARN ", "ERROR "].iter().any(|level| line.contains(level));
-    log.lines()
-        .filter(seen)
-        .filter(|line| line.contains("control_plane::") || line.contains("control plane"))
-        .collect()
+    log.lines().filter(seen).filter(|line| line.contains("control_plane::")).collect()
 }

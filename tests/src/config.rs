@@ -79,6 +79,10 @@ impl fmt::Display for Config {
                  token_file = \"{TOKEN_FILE}\"\n",
                 std::net::SocketAddr::new(*server, API_PORT)
             )?,
+            // An address in the lines is another one.
+            ControlPlane::Consul { lines } if lines.starts_with("address") => {
+                writeln!(f, "[control_plane]\nkind = \"consul\"\n{lines}\n")?;
+            }
             ControlPlane::Consul { lines } => writeln!(
                 f,
                 "[control_plane]\nkind = \"consul\"\naddress = \"{}\"\n{lines}\n",

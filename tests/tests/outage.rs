@@ -2,13 +2,14 @@
 //! meanwhile arrives afterwards.
 
 use mesh_tests::{
-    cluster::{Cluster, until_fresh, until_stale},
+    cluster::{Cluster, Faulty, plane_lines, until_fresh, until_stale},
     config::{STATE_DIR, Service, TOKEN_FILE},
     fixture::{Scene, client_host, connect, serve},
     load::Load,
     meshnode::Meshnode,
     pki::{self, Authority, Identity, Validity},
     process::Process,
+    program::consul::API,
     require_consul, require_root,
     status::Status,
     wait,
@@ -271,4 +272,166 @@ fn leaf_that_expires_in_an_outage_is_counted_down_refuses_new_flows_and_keeps_op
     wait::until_true("a new leaf", || reaches(&c));
     assert_eq!(leaf(&c.status())["late"], false);
     flow.noticed_nothing();
+}
+
+#[test]
+fn answers_that_are_no_answers_cost_one_line_few_questions_and_no_connection() {
+    require_root!();
+    require_consul!();
+    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let (cluster, a) = (&faulty.cluster, &faulty.cluster.mesh.a);
+    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
+    cluster.intention("*", "*", "deny");
+    cluster.allow("web", "db", 5432);
+    let (load, flow) = (connections(cluster), flow(cluster, 5432));
+    for mode in ["status 500", "status 429", "html", "garbage", "reset", "truncate", "huge"] {
+        until_fresh(a);
+        let before = plane_lines(&a.log()).len();
+        faulty.mode(mode);
+        until_stale(a);
+        // It goes on failing for some time, and more questions fail.
+        let seen = faulty.requests(mode);
+        wait::until_true("more failures", || faulty.requests(mode) >= seen + 6);
+        let log = a.log();
+        let lines = &plane_lines(&log)[before..];
+        assert!(
+            lines.len() <= 2 && lines.iter().filter(|l| l.contains("control plane lost")).count() == 1,
+            "{mode}: {lines:#?}"
+        );
+        cluster.mesh.until_connects("web", 5432);
+        faulty.mode("pass");
+        until_fresh(a);
+        let log = a.log();
+        let lines = &plane_lines(&log)[before..];
+        assert_eq!(
+            lines.iter().filter(|l| l.contains("control plane regained")).count(),
+            1,
+            "{mode}: {lines:#?}"
+        );
+    }
+    // What changes is still learned, and the file of roots and catalog was never replaced by nothing.
+    cluster.intention("web", "db", "deny");
+    cluster.mesh.until_denied("web", 5432);
+    drop(flow);
+    load.stop();
+}
+
+#[test]
+fn index_that_jumps_back_or_stands_still_is_lived_with() {
+    require_root!();
+    require_consul!();
+    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let cluster = &faulty.cluster;
+    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
+    cluster.intention("*", "*", "deny");
+    cluster.allow("web", "db", 5432);
+    let load = connections(cluster);
+    // Each is a step back from the one before, for every watch.
+    for (index, action) in [("index 9", "deny"), ("index 5", "allow"), ("index 1", "deny"), ("pass", "allow")]
+    {
+        cluster.intention("other", "db", action);
+        faulty.mode(index);
+        match action {
+            "allow" => cluster.mesh.until_connects("other", 5432),
+            _ => cluster.mesh.until_denied("other", 5432),
+        }
+    }
+    until_fresh(&cluster.mesh.a);
+    load.noticed_nothing();
+}
+
+#[test]
+fn slow_answers_are_given_up_and_asked_for_again() {
+    require_root!();
+    require_consul!();
+    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let cluster = &faulty.cluster;
+    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
+    cluster.intention("*", "*", "deny");
+    cluster.allow("web", "db", 5432);
+    let load = connections(cluster);
+    faulty.mode("slow");
+    let plane = until_stale(&cluster.mesh.a);
+    assert!(plane["last_error"].as_str().unwrap().contains("no complete answer"), "{plane}");
+    cluster.intention("other", "db", "allow");
+    faulty.mode("pass");
+    cluster.mesh.until_connects("other", 5432);
+    until_fresh(&cluster.mesh.a);
+    load.noticed_nothing();
+}
+
+/// Returns how many connections of any process of A to its agent are established.
+fn to_the_agent(cluster: &Cluster) -> usize {
+    let words = ["ss", "-Htn", "state", "established", "dst", "127.0.0.1:8500"];
+    cluster.mesh.a.host.run("", &words).ok().lines().count()
+}
+
+/// Registers `count` services with mTLS ends at B's agent.
+fn register_many(cluster: &Cluster, count: u16) {
+    for n in 0..count {
+        let service = json!({
+            "Name": format!("s{n}"), "Port": 10_000 + n, "Address": "10.77.2.1",
+            "Connect": {"SidecarService": {"Port": 30_000 + n, "Checks": []}},
+        });
+        wait::until("the registration", || register(cluster, &service.to_string()));
+    }
+}
+
+/// Fails where the agent takes no more connections.
+fn register(cluster: &Cluster, service: &str) -> Result<(), String> {
+    let url = format!("{API}/v1/agent/service/register");
+    let words = ["curl", "-s", "-S", "-f", "-X", "PUT", "-d", service, &url];
+    let said = cluster.mesh.b.host.run("", &words);
+    if said.status.success() { Ok(()) } else { Err(said.to_string()) }
+}
+
+#[test]
+fn connections_to_the_agent_are_bounded_whatever_the_catalog_holds() {
+    require_root!();
+    require_consul!();
+    let cluster = Cluster::start(1, Scene::new(&[("db", 5432)]), &json!({}));
+    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
+    cluster.allow("web", "db", 5432);
+    let mut most = 0;
+    register_many(&cluster, 300);
+    // Consul takes 200 from one address, and others on this host want some too.
+    cluster.intention("*", "*", "deny");
+    cluster.intention("web", "s299", "allow");
+    wait::until("the last service in the mesh", || {
+        most = most.max(to_the_agent(&cluster));
+        let said = connect(&cluster.mesh.a.host, "web", "10.77.2.1:10299", &["--wait", "50"]);
+        let denied = connect(&cluster.mesh.a.host, "other", "10.77.2.1:10299", &["--wait", "50"]);
+        let known = said["ok"] == true && denied["error"] == "EPERM";
+        if known { Ok(()) } else { Err(format!("{said} {denied}")) }
+    });
+    most = most.max(to_the_agent(&cluster));
+    assert!(most < 190, "{most} connections");
+    until_fresh(&cluster.mesh.a);
+}
+
+#[test]
+fn agent_that_takes_few_connections_is_asked_with_fewer() {
+    require_root!();
+    require_consul!();
+    let limits = json!({"limits": {"http_max_conns_per_client": 24}});
+    let cluster = Cluster::start(1, Scene::new(&[("db", 5432)]), &limits);
+    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
+    cluster.allow("web", "db", 5432);
+    let load = connections(&cluster);
+    register_many(&cluster, 40);
+    cluster.intention("*", "*", "deny");
+    cluster.allow("other", "db", 5432);
+    until_fresh(&cluster.mesh.a);
+    // Others on this host get through, as the daemon leaves room.
+    let url = format!("{API}/v1/agent/services");
+    wait::until_within(wait::patience() * 2, "room at the agent", || {
+        for _ in 0..10 {
+            let said = cluster.mesh.a.host.run("", &["curl", "-s", "-S", "-f", "-o", "/dev/null", &url]);
+            if !said.status.success() {
+                return Err(format!("{said}\n{}", cluster.mesh.a.log()));
+            }
+        }
+        Ok(())
+    });
+    load.noticed_nothing();
 }

@@ -122,6 +122,11 @@ impl ApiError {
         self.kind() == ErrorKind::Outage
     }
 
+    /// How an agent refuses one connection more from the same address: by 429, or, before Consul 1.9, by a reset.
+    pub(super) fn is_refusal_of_connections(&self) -> bool {
+        matches!(self, Self::TooMany { .. } | Self::Broken { .. })
+    }
+
     /// Returns [`ApiError::Malformed`] for `path`.
     pub(super) fn malformed(path: &str, reason: impl ToString) -> Self {
         Self::Malformed { path: path.to_owned(), reason: reason.to_string() }

@@ -184,14 +184,19 @@ impl Link {
     }
 
     /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or
-    /// earlier: in an outage when another part is answered again, and for want of a good token when there is another.
+    /// earlier: when another part is answered again, and for want of a good token when there is another.
     pub async fn pause(&self, failures: u32, error: &ApiError) {
         let mut recoveries = self.recoveries.subscribe();
+        let (together, token) = match error.kind() {
+            ErrorKind::Outage | ErrorKind::Status(_) | ErrorKind::Other => (true, false),
+            ErrorKind::Forbidden | ErrorKind::Token => (false, true),
+            ErrorKind::TooMany => (false, false),
+        };
         tokio::select! {
             () = tokio::time::sleep(backoff(failures, rand::random())) => {}
             // The sender lives in `self`.
-            _ = recoveries.changed(), if error.is_outage() => {}
-            () = self.another_token(), if matches!(error.kind(), ErrorKind::Forbidden | ErrorKind::Token) => {}
+            _ = recoveries.changed(), if together => {}
+            () = self.another_token(), if token => {}
         }
     }
 

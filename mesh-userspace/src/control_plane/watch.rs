@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -49,11 +49,42 @@ pub(super) enum Permits {
     Never(Arc<Lines>),
 }
 
-/// How many connections many watches may use together.
+/// How many connections many watches may use together. An agent takes a limited number from one address, and others on
+/// this host want some of them: when it refuses one, fewer are used, and one more again every now and then.
 pub(super) struct Lines {
     held: Arc<Semaphore>,
     asks: Arc<Semaphore>,
+    /// Permits of `held` to give up when they come back.
+    owed: AtomicUsize,
+    use_: Mutex<Use>,
     ran_out: AtomicBool,
+}
+
+struct Use {
+    /// Permits of `held` there are, or will be when `owed` is paid; at most `most`.
+    now: usize,
+    most: usize,
+    changed: Instant,
+}
+
+/// Fewer than these are never used.
+const FEWEST: usize = 2;
+/// Refusals that come together count as one.
+const SHRINK_EVERY: Duration = Duration::from_secs(1);
+const GROW_EVERY: Duration = Duration::from_secs(30);
+
+/// A permit that is not given back while some are owed.
+struct Held<'a>(Option<OwnedSemaphorePermit>, &'a Lines);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let pay = |owed: usize| owed.checked_sub(1);
+        if self.1.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_ok()
+            && let Some(permit) = self.0.take()
+        {
+            permit.forget();
+        }
+    }
 }
 
 impl Lines {
@@ -62,11 +93,14 @@ impl Lines {
         Self {
             held: Arc::new(Semaphore::new(held)),
             asks: Arc::new(Semaphore::new(asks)),
+            owed: AtomicUsize::new(0),
+            use_: Mutex::new(Use { now: held, most: held, changed: Instant::now() }),
             ran_out: AtomicBool::new(false),
         }
     }
 
-    fn hold(&self) -> Option<OwnedSemaphorePermit> {
+    fn hold(&self) -> Option<Held<'_>> {
+        self.grow(Instant::now());
         let permit = Arc::clone(&self.held).try_acquire_owned().ok();
         if permit.is_none() && !self.ran_out.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -74,7 +108,39 @@ impl Lines {
                 "more services than connections to watch them with: some are polled, and change later"
             );
         }
-        permit
+        permit.map(|permit| Held(Some(permit), self))
+    }
+
+    /// A connection was refused: uses a quarter fewer.
+    fn shrink(&self, now: Instant) {
+        let mut state = self.use_.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(state.changed) < SHRINK_EVERY || state.now <= FEWEST {
+            return;
+        }
+        let fewer = (state.now - state.now / 4).min(state.now - 1).max(FEWEST);
+        let less = state.now - fewer;
+        let paid = self.held.forget_permits(less);
+        self.owed.fetch_add(less - paid, Ordering::Relaxed);
+        // The questions that are answered at once need few; they wait for their turn.
+        if self.asks.available_permits() > FEWEST {
+            self.asks.forget_permits((self.asks.available_permits() / 4).max(1));
+        }
+        (state.now, state.changed) = (fewer, now);
+        tracing::debug!(connections = fewer, "the agent takes no more connections; using fewer");
+    }
+
+    fn grow(&self, now: Instant) {
+        let mut state = self.use_.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.now < state.most && now.saturating_duration_since(state.changed) >= GROW_EVERY {
+            (state.now, state.changed) = (state.now + 1, now);
+            if self
+                .owed
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| owed.checked_sub(1))
+                .is_err()
+            {
+                self.held.add_permits(1);
+            }
+        }
     }
 }
 
@@ -143,6 +209,11 @@ impl Watch {
             self.cursor = Cursor::default();
         }
         self.failures = self.failures.saturating_add(1);
+        if let Permits::From(lines) | Permits::Never(lines) = &self.permits
+            && error.is_refusal_of_connections()
+        {
+            lines.shrink(Instant::now());
+        }
         self.link.failed(&self.part, error, SystemTime::now());
         tracing::debug!(path = self.path, %error, failures = self.failures, "watch failed");
         self.link.pause(self.failures, error).await;
@@ -192,5 +263,31 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.link.forget(&self.part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_connections_make_fewer_be_used_and_time_makes_it_more_again() {
+        let (lines, start) = (Lines::new(8, 4), Instant::now());
+        let held: Vec<_> = (0..8).map(|_| lines.hold().unwrap()).collect();
+        let soon = start + SHRINK_EVERY * 2;
+        lines.shrink(soon);
+        lines.shrink(soon);
+        assert_eq!(lines.use_.lock().unwrap().now, 6, "refusals that come together count as one");
+        drop(held);
+        assert_eq!(lines.held.available_permits(), 6, "what was held is given up when it comes back");
+        for n in 1..20 {
+            lines.shrink(soon + SHRINK_EVERY * n);
+        }
+        assert_eq!(lines.held.available_permits(), FEWEST);
+        assert!(lines.asks.available_permits() > 0);
+        for n in 1..20 {
+            lines.grow(soon + GROW_EVERY * (n + 1));
+        }
+        assert_eq!(lines.held.available_permits(), 8);
     }
 }

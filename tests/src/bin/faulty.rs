@@ -126,7 +126,10 @@ fn serve(mut client: TcpStream, upstream: &str, mode: &Path) -> io::Result<()> {
         if now == "html" {
             let page = "<html><body>Please log in</body></html>";
             let length = page.len();
-            write!(client, "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {length}\r\n\r\n{page}")?;
+            write!(
+                client,
+                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {length}\r\n\r\n{page}"
+            )?;
             continue;
         }
         request.write(&mut api)?;
