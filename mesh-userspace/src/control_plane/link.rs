@@ -89,6 +89,8 @@ pub(super) struct Link {
     inner: Mutex<Inner>,
     /// Counts outages. An agent that came back may have forgotten its indexes: every watch asks anew.
     outages: watch::Sender<u64>,
+    /// Counts the ends of faults that were none of the agent's own.
+    renewals: watch::Sender<u64>,
     /// Counts parts that were answered again: those who wait to retry need not wait longer.
     recoveries: watch::Sender<u64>,
 }
@@ -126,7 +128,14 @@ impl Link {
         };
         let inner = Mutex::new(Inner { status, failing: BTreeMap::new(), lost: false });
         let token = settings.access.token.clone();
-        Self { state, token, inner, outages: watch::Sender::new(0), recoveries: watch::Sender::new(0) }
+        Self {
+            state,
+            token,
+            inner,
+            outages: watch::Sender::new(0),
+            renewals: watch::Sender::new(0),
+            recoveries: watch::Sender::new(0),
+        }
     }
 
     pub fn status(&self) -> Status {
@@ -178,9 +187,13 @@ impl Link {
         }
     }
 
-    /// Makes every watch ask anew: what it waits for may have happened elsewhere.
+    /// Makes the watches that matter most ask anew: what they wait for may have happened elsewhere.
     pub fn ask_anew(&self) {
-        self.outages.send_modify(|n| *n += 1);
+        self.renewals.send_modify(|n| *n += 1);
+    }
+
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewals.subscribe()
     }
 
     /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or

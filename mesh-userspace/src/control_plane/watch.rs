@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -37,6 +37,8 @@ pub(super) struct Watch {
     failures: u32,
     bucket: Bucket,
     outages: watch::Receiver<u64>,
+    /// Of a watch that always has a connection: to ask anew. The many others would be counted twice by the agent.
+    renewals: Option<watch::Receiver<u64>>,
     permits: Permits,
 }
 
@@ -50,18 +52,19 @@ pub(super) enum Permits {
 }
 
 /// How many connections many watches may use together. An agent takes a limited number from one address, and others on
-/// this host want some of them: when it refuses one, fewer are used, and one more again every now and then.
+/// this host want some of them: when it refuses one, fewer are used, and one more again every now and then. Those that
+/// wait are not called back: Consul counts a connection until the question on it is answered, also when it is closed.
 pub(super) struct Lines {
     held: Arc<Semaphore>,
     asks: Arc<Semaphore>,
-    /// Permits of `held` to give up when they come back.
-    owed: AtomicUsize,
+    /// One permit for each of `held` that is to be given up.
+    calls: Semaphore,
     use_: Mutex<Use>,
     ran_out: AtomicBool,
 }
 
 struct Use {
-    /// Permits of `held` there are, or will be when `owed` is paid; at most `most`.
+    /// Permits of `held` there are, or will be when `calls` are answered; at most `most`.
     now: usize,
     most: usize,
     changed: Instant,
@@ -73,15 +76,15 @@ const FEWEST: usize = 2;
 const SHRINK_EVERY: Duration = Duration::from_secs(1);
 const GROW_EVERY: Duration = Duration::from_secs(30);
 
-/// A permit that is not given back while some are owed.
+/// A permit that is given up, not back, while there are calls for it.
 struct Held<'a>(Option<OwnedSemaphorePermit>, &'a Lines);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        let pay = |owed: usize| owed.checked_sub(1);
-        if self.1.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_ok()
-            && let Some(permit) = self.0.take()
+        if let Some(permit) = self.0.take()
+            && let Ok(call) = self.1.calls.try_acquire()
         {
+            call.forget();
             permit.forget();
         }
     }
@@ -93,7 +96,7 @@ impl Lines {
         Self {
             held: Arc::new(Semaphore::new(held)),
             asks: Arc::new(Semaphore::new(asks)),
-            owed: AtomicUsize::new(0),
+            calls: Semaphore::new(0),
             use_: Mutex::new(Use { now: held, most: held, changed: Instant::now() }),
             ran_out: AtomicBool::new(false),
         }
@@ -111,16 +114,17 @@ impl Lines {
         permit.map(|permit| Held(Some(permit), self))
     }
 
-    /// A connection was refused: uses a quarter fewer.
+    /// A connection was refused: uses a quarter fewer than at this moment.
     fn shrink(&self, now: Instant) {
         let mut state = self.use_.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(state.changed) < SHRINK_EVERY || state.now <= FEWEST {
             return;
         }
-        let fewer = (state.now - state.now / 4).min(state.now - 1).max(FEWEST);
+        let used = state.now.saturating_sub(self.held.available_permits());
+        let fewer = (used - used / 4).min(state.now - 1).max(FEWEST);
         let less = state.now - fewer;
-        let paid = self.held.forget_permits(less);
-        self.owed.fetch_add(less - paid, Ordering::Relaxed);
+        let idle = self.held.forget_permits(less);
+        self.calls.add_permits(less - idle);
         // The questions that are answered at once need few; they wait for their turn.
         if self.asks.available_permits() > FEWEST {
             self.asks.forget_permits((self.asks.available_permits() / 4).max(1));
@@ -133,12 +137,9 @@ impl Lines {
         let mut state = self.use_.lock().unwrap_or_else(PoisonError::into_inner);
         if state.now < state.most && now.saturating_duration_since(state.changed) >= GROW_EVERY {
             (state.now, state.changed) = (state.now + 1, now);
-            if self
-                .owed
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| owed.checked_sub(1))
-                .is_err()
-            {
-                self.held.add_permits(1);
+            match self.calls.try_acquire() {
+                Ok(call) => call.forget(),
+                Err(_) => self.held.add_permits(1),
             }
         }
     }
@@ -162,6 +163,7 @@ impl Watch {
             failures: 0,
             bucket: Bucket::new(BURST, REFILL, Instant::now()),
             outages: link.outages(),
+            renewals: matches!(permits, Permits::Always).then(|| link.renewals()),
             permits,
         }
     }
@@ -232,7 +234,19 @@ impl Watch {
             self.outages.borrow_and_update();
             self.cursor = Cursor::default();
         }
+        if let Some(renewals) = &mut self.renewals
+            && renewals.has_changed().unwrap_or(false)
+        {
+            renewals.borrow_and_update();
+            self.cursor = Cursor::default();
+        }
         let index = self.cursor.index();
+        let renewed = async {
+            match &mut self.renewals {
+                Some(renewals) => drop(renewals.changed().await),
+                None => std::future::pending().await,
+            }
+        };
         let question = async {
             let lines = match &self.permits {
                 Permits::Always => return self.client.blocking(&self.path, index, WAIT).await,
@@ -253,6 +267,10 @@ impl Watch {
             answer = question => Some(answer),
             // Senders live as long as `link`, so an error cannot be.
             _ = self.outages.changed(), if index != 0 => {
+                self.cursor = Cursor::default();
+                None
+            }
+            () = renewed, if index != 0 => {
                 self.cursor = Cursor::default();
                 None
             }
@@ -280,7 +298,11 @@ mod tests {
         assert_eq!(lines.use_.lock().unwrap().now, 6, "refusals that come together count as one");
         drop(held);
         assert_eq!(lines.held.available_permits(), 6, "what was held is given up when it comes back");
-        for n in 1..20 {
+        let held: Vec<_> = (0..4).map(|_| lines.hold().unwrap()).collect();
+        lines.shrink(soon + SHRINK_EVERY);
+        assert_eq!(lines.use_.lock().unwrap().now, 3, "a quarter fewer than are in use");
+        drop(held);
+        for n in 2..20 {
             lines.shrink(soon + SHRINK_EVERY * n);
         }
         assert_eq!(lines.held.available_permits(), FEWEST);
