@@ -75,8 +75,8 @@ mod tests {
         assert_eq!(all.with(vec![db.clone()], "a", LINGER, start).len(), 1);
         assert_eq!(all.until(), None);
         let soon = start + Duration::from_secs(1);
-        assert_eq!(all.with(vec![], "a", LINGER, soon), [db.clone()]);
-        assert_eq!(all.with(vec![], "a", LINGER, soon + LINGER / 2), [db.clone()]);
+        assert_eq!(all.with(vec![], "a", LINGER, soon), std::slice::from_ref(&db));
+        assert_eq!(all.with(vec![], "a", LINGER, soon + LINGER / 2), std::slice::from_ref(&db));
         assert_eq!(all.until(), Some(soon + LINGER));
         assert_eq!(all.with(vec![], "a", LINGER, soon + LINGER), []);
         assert_eq!(all.until(), None);
@@ -88,7 +88,7 @@ mod tests {
         let db = instance("db", "b", "10.0.0.2:5432");
         all.with(vec![db.clone()], "a", LINGER, start);
         all.with(vec![], "a", LINGER, start);
-        assert_eq!(all.with(vec![db.clone()], "a", LINGER, start + LINGER / 2), [db.clone()]);
+        assert_eq!(all.with(vec![db.clone()], "a", LINGER, start + LINGER / 2), std::slice::from_ref(&db));
         assert_eq!(all.with(vec![], "a", LINGER, start + LINGER), [db]);
     }
 
