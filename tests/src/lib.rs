@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod config;
 pub mod container;
 pub mod fixture;
+pub mod foreign;
 pub mod host;
 pub mod janitor;
 pub mod load;
