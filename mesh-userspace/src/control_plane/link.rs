@@ -85,7 +85,7 @@ impl Status {
     }
 }
 
-/// One failed question may be a closed idle connection; two in a row are a fault.
+/// One failed question may be a closed idle connection; two in a row are a fault. A refusal is one at once.
 const FAILURES_TO_BE_LOST: u32 = 2;
 
 /// How often a token file is looked at while the token in it does not do.
@@ -245,7 +245,8 @@ impl Link {
         let (times, since) = before.map_or((1, now), |before| (before.times.saturating_add(1), before.since));
         inner.failing.insert(part.clone(), Failing { times, since, kind, text: text.clone() });
         let counts = part.reads_state() || error.is_outage();
-        if counts && times >= FAILURES_TO_BE_LOST {
+        let sure = times >= FAILURES_TO_BE_LOST || matches!(kind, ErrorKind::Forbidden | ErrorKind::Token);
+        if counts && sure {
             self.lose(&mut inner, &text, since);
         } else if news && !counts {
             tracing::warn!(part = ?part, error = text, "control plane refuses; retrying");
