@@ -79,8 +79,10 @@ pub enum ApiError {
 pub enum ErrorKind {
     /// Not reached, or it broke off.
     Outage,
-    /// The token does not do.
+    /// The token does not grant it.
     Forbidden,
+    /// The server does not know the token.
+    UnknownToken,
     /// There is no token where it should be.
     Token,
     TooMany,
@@ -95,7 +97,7 @@ const UNKNOWN_TOKEN: &str = "ACL not found";
 const NO_ACLS: &str = "ACL support disabled";
 
 fn token_advice(with_token: bool, reason: &str) -> &'static str {
-    if reason.starts_with(UNKNOWN_TOKEN) {
+    if reason.contains(UNKNOWN_TOKEN) {
         "the server knows no such token (deleted, expired, or another cluster's): set one that it knows as \
          control_plane.token_file"
     } else if reason.contains("ACL bootstrap no longer allowed") {
@@ -121,6 +123,7 @@ impl ApiError {
             | Self::Tls { .. }
             | Self::Timeout { .. }
             | Self::Broken { .. } => ErrorKind::Outage,
+            Self::Forbidden { reason, .. } if reason.contains(UNKNOWN_TOKEN) => ErrorKind::UnknownToken,
             Self::Forbidden { .. } => ErrorKind::Forbidden,
             Self::Token(_) => ErrorKind::Token,
             Self::TooMany { .. } => ErrorKind::TooMany,
@@ -368,7 +371,7 @@ impl Client {
         match status {
             StatusCode::UNAUTHORIZED if reason == NO_ACLS => ApiError::Status { path, status, reason },
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-                if let Some(needed) = needed.filter(|_| !reason.starts_with(UNKNOWN_TOKEN)) {
+                if let Some(needed) = needed.filter(|_| !reason.contains(UNKNOWN_TOKEN)) {
                     reason = format!("{reason}; {needed}");
                 }
                 ApiError::Forbidden { path, reason, with_token: self.access.token.is_some() }

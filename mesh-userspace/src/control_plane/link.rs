@@ -158,7 +158,8 @@ impl Link {
     /// The control plane says that `service` may not have a leaf: not that it cannot be asked.
     pub fn leaf_is_forbidden(&self, service: &ServiceName) -> bool {
         let failing = &self.lock().failing;
-        failing.get(&Part::Leaf(service.clone())).is_some_and(|failing| failing.kind == ErrorKind::Forbidden)
+        let refusal = |kind| matches!(kind, ErrorKind::Forbidden | ErrorKind::UnknownToken);
+        failing.get(&Part::Leaf(service.clone())).is_some_and(|failing| refusal(failing.kind))
     }
 
     pub fn outages(&self) -> watch::Receiver<u64> {
@@ -210,7 +211,7 @@ impl Link {
         let mut recoveries = self.recoveries.subscribe();
         let (together, token) = match error.kind() {
             ErrorKind::Outage | ErrorKind::Status(_) | ErrorKind::Other => (true, false),
-            ErrorKind::Forbidden | ErrorKind::Token => (false, true),
+            ErrorKind::Forbidden | ErrorKind::UnknownToken | ErrorKind::Token => (false, true),
             ErrorKind::TooMany => (false, false),
         };
         tokio::select! {
@@ -245,7 +246,8 @@ impl Link {
         let (times, since) = before.map_or((1, now), |before| (before.times.saturating_add(1), before.since));
         inner.failing.insert(part.clone(), Failing { times, since, kind, text: text.clone() });
         let counts = part.reads_state() || error.is_outage();
-        let sure = times >= FAILURES_TO_BE_LOST || matches!(kind, ErrorKind::Forbidden | ErrorKind::Token);
+        let refused = matches!(kind, ErrorKind::Forbidden | ErrorKind::UnknownToken | ErrorKind::Token);
+        let sure = times >= FAILURES_TO_BE_LOST || refused;
         if counts && sure {
             self.lose(&mut inner, &text, since);
         } else if news && !counts {
