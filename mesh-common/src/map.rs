@@ -15,6 +15,7 @@ pub const SOCKETS: &str = "SOCKETS";
 pub const FLOWS: &str = "FLOWS";
 pub const DIRECT: &str = "DIRECT";
 pub const LISTENERS: &str = "LISTENERS";
+pub const NAMESPACES: &str = "NAMESPACES";
 pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";
 

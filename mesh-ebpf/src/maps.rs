@@ -61,6 +61,10 @@ pub static DIRECT: HashMap<u64, DirectFlow, 65536, LAZY> = HashMap::new();
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 4096> = SockHash::new();
 
+/// Daemon → `sock_create`. Cookies of the network namespaces, other than the host's, that the daemon listens in.
+#[btf_map]
+pub static NAMESPACES: HashMap<u64, u32, 4096, LAZY> = HashMap::new();
+
 /// All → daemon.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();

@@ -1,8 +1,13 @@
-//! `cgroup/sock_create`: no MPTCP. Its `connect()` goes past `cgroup/connect4,6` (`mptcp_connect` calls the subflow's
+//! `cgroup/sock_create`: a workload's first socket in a network namespace tells the daemon to listen there; and no
+//! MPTCP. Its `connect()` goes past `cgroup/connect4,6` (`mptcp_connect` calls the subflow's
 //! protocol directly, Linux 6.2 and later), so that a program that asks for it would be neither captured nor denied.
 
-use aya_ebpf::{helpers::generated::bpf_set_retval, programs::SockContext};
-use mesh_common::{counter::Counter, event};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    programs::SockContext,
+};
+use mesh_common::{counter::Counter, event, policy::Settings};
 use mesh_ebpf::verdict::Caller;
 
 use crate::{caller, maps, report};
@@ -12,14 +17,32 @@ const REFUSE: i32 = 0;
 const IPPROTO_MPTCP: u32 = 262;
 const EPROTONOSUPPORT: i32 = 93;
 
-/// What a kernel without MPTCP says, upon which programs take TCP.
 #[inline(always)]
 pub fn sock_create(ctx: &SockContext) -> i32 {
+    let settings = maps::SETTINGS.get(0);
     // SAFETY: the kernel passes a valid context.
-    if unsafe { (*ctx.sock).protocol } != IPPROTO_MPTCP {
-        return PROCEED;
+    if unsafe { (*ctx.sock).protocol } == IPPROTO_MPTCP {
+        return refuse(settings);
     }
-    if let Some(settings) = maps::SETTINGS.get(0)
+    // SAFETY: the helper takes the program's own context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if let Some(settings) = settings
+        && netns != settings.host_netns
+        // SAFETY: only whether there is an entry counts.
+        && unsafe { maps::NAMESPACES.get(netns) }.is_none()
+        && let Caller::Workload { .. } = caller::caller(settings)
+    {
+        let mut event = report::by_caller(event::EVENT_NAMESPACE, event::REASON_NONE);
+        event.netns = netns;
+        report::emit(&event);
+    }
+    PROCEED
+}
+
+/// Says what a kernel without MPTCP says, upon which programs take TCP.
+#[inline(always)]
+fn refuse(settings: Option<&Settings>) -> i32 {
+    if let Some(settings) = settings
         && caller::caller(settings) == Caller::Exempt
     {
         return PROCEED;

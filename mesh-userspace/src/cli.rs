@@ -94,6 +94,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Make the daemon read its configuration again; a bad one is refused as a whole
     Reload,
+    /// End connections in clear from before the mesh knew of them; `status` lists them
+    Cut(status::CutArgs),
     /// Make the daemon take no new flows, and end when the live ones have ended
     Drain,
     /// Remove what outlives the daemon in the kernel: nothing is captured, denied or protected any more
@@ -147,6 +149,7 @@ where
         Command::Exec(args) => exec::run(&global, &args),
         Command::Doctor(args) => block_on(doctor::run(&global, &args)),
         Command::Reload => block_on(status::reload(&global)),
+        Command::Cut(args) => block_on(status::cut(&global, &args)),
         Command::Drain => block_on(status::drain(&global)),
         Command::Detach => detach(&global),
         Command::Config(command) => config_check::run(&global, &command),

@@ -12,8 +12,8 @@ use std::{
 
 use mesh_userspace::{
     admin::{
-        AdminBackend, AdminError, AdminServer, Answer, ExecTicket, FlowDirection, FlowState, FlowStatus,
-        ReloadReport, StatusReport,
+        AdminBackend, AdminError, AdminServer, Answer, CutReport, CutRequest, ExecTicket, FlowDirection,
+        FlowState, FlowStatus, ReloadReport, StatusReport,
     },
     identity::ServiceName,
 };
@@ -64,6 +64,10 @@ impl AdminBackend for Backend {
 
     fn reload(&self) -> Answer<'_, ReloadReport> {
         Box::pin(async { Err(AdminError::ConfigRefused("m.toml:1:1: nod: unknown key".into())) })
+    }
+
+    fn cut(&self, _: CutRequest) -> Answer<'_, CutReport> {
+        Box::pin(async { Ok(CutReport::default()) })
     }
 
     fn drain(&self) -> Answer<'_, ()> {

@@ -25,7 +25,10 @@ use tokio::{
     sync::Semaphore,
 };
 
-use super::{AdminBackend, AdminError, ErrorBody, ExecRequest, ExecTicket, ReloadReport, StatusReport};
+use super::{
+    AdminBackend, AdminError, CutReport, CutRequest, ErrorBody, ExecRequest, ExecTicket, ReloadReport,
+    StatusReport,
+};
 use crate::telemetry::AUDIT;
 
 /// A request's body is a service name and a pid.
@@ -143,6 +146,7 @@ fn router(backend: Arc<dyn AdminBackend>, peer: Peer) -> Router {
         .route("/metrics", get(metrics))
         .route("/exec", post(exec))
         .route("/reload", post(reload))
+        .route("/cut", post(cut))
         .route("/drain", post(drain))
         .fallback(async || refusal(StatusCode::NOT_FOUND, "not-found", "no such path"))
         .method_not_allowed_fallback(async || {
@@ -192,6 +196,17 @@ async fn exec(
 async fn reload(State(context): State<Context>) -> Result<Json<ReloadReport>, AdminError> {
     tracing::info!(target: AUDIT, pid = context.peer.pid, uid = context.peer.uid, "reload asked for");
     context.backend.reload().await.map(Json)
+}
+
+async fn cut(
+    State(context): State<Context>,
+    body: Result<Json<CutRequest>, JsonRejection>,
+) -> Result<Json<CutReport>, Response> {
+    let Json(request) = body.map_err(|error| refusal(error.status(), "bad-request", &error.body_text()))?;
+    let report = context.backend.cut(request).await.map_err(AdminError::into_response)?;
+    let Peer { pid, uid, .. } = context.peer;
+    tracing::info!(target: AUDIT, pid, uid, cut = report.cut.len(), failed = report.failed.len(), "uncaptured connections cut");
+    Ok(Json(report))
 }
 
 async fn drain(State(context): State<Context>) -> Result<StatusCode, AdminError> {

@@ -53,6 +53,8 @@ pub struct StatusReport {
     pub services: Vec<ServiceStatus>,
     /// Live flows.
     pub flows: Vec<FlowStatus>,
+    /// Connections in clear that would be the mesh's, had they been opened now: from before the daemon knew of them.
+    pub uncaptured: Vec<UncapturedStatus>,
     /// Flows that ended or were denied, the newest first; a bounded number of them.
     pub recent: Vec<FlowStatus>,
     pub certificates: Vec<CertificateStatus>,
@@ -93,6 +95,21 @@ pub enum AttachmentState {
     /// Said by a daemon of another version.
     #[serde(other)]
     Unknown,
+}
+
+/// A connection in clear between two ends that the mesh should connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UncapturedStatus {
+    pub direction: FlowDirection,
+    /// Empty for a caller that is no workload of this host.
+    #[serde(default)]
+    pub source: String,
+    pub destination: String,
+    /// Relative to `cgroup_root`; empty where the kernel does not say.
+    #[serde(default)]
+    pub cgroup: String,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
 }
 
 /// One workload: the service that it is, and the cgroups in which its processes are.

@@ -67,13 +67,14 @@ impl Listeners {
     /// From here on the kernel redirects to them.
     pub fn hand_to_kernel(&self, kernel: &Kernel, sockets: &Sockets) -> anyhow::Result<()> {
         let mut engine = kernel.lock();
+        let netns = engine.host_netns();
         for (socket, v4, v6) in sockets
             .outbound
             .iter()
             .map(|s| (s, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))
             .chain(sockets.guard.iter().map(|s| (s, LISTENER_GUARD4, LISTENER_GUARD6)))
         {
-            engine.set_listener(if socket.local_addr()?.is_ipv4() { v4 } else { v6 }, socket)?;
+            engine.set_listener(netns, if socket.local_addr()?.is_ipv4() { v4 } else { v6 }, socket)?;
         }
         Ok(())
     }

@@ -9,16 +9,19 @@ use super::Daemon;
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
+        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
+        WorkloadStatus,
     },
     config::{Config, Egress},
     control_plane::Health,
     datapath::{
         direct::Direct,
-        engine::WorkloadCgroup,
+        engine::{Engine, WorkloadCgroup},
         events::{Kind, Report},
         load::AttachState,
+        uncaptured::{End, Uncaptured},
     },
+    identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
 };
 
@@ -42,6 +45,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         workloads: workloads(&config, &cgroups),
         services: services(daemon, &config),
         flows,
+        uncaptured: uncaptured(daemon, &engine),
         recent: recent(&ended, &daemon.recent.list(), now),
         certificates: certificates(daemon, now),
         control_plane: control_plane(daemon),
@@ -53,6 +57,33 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .collect(),
         degraded: engine.degraded(),
         exempt: exempt(daemon, &config, &cgroups),
+    }
+}
+
+fn uncaptured(daemon: &Daemon, engine: &Engine) -> Vec<UncapturedStatus> {
+    match engine.uncaptured() {
+        Ok(all) => all.iter().map(|one| uncaptured_status(daemon, one)).collect(),
+        Err(error) => {
+            tracing::error!(%error, "connections from before the daemon cannot be listed");
+            Vec::new()
+        }
+    }
+}
+
+/// One uncaptured connection in the report's words.
+pub fn uncaptured_status(daemon: &Daemon, one: &Uncaptured) -> UncapturedStatus {
+    let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(String::new, ToString::to_string);
+    UncapturedStatus {
+        direction: match one.end {
+            End::Outbound => FlowDirection::Outbound,
+            End::Inbound => FlowDirection::Inbound,
+            End::Local => FlowDirection::Local,
+        },
+        source: text(&one.source),
+        destination: text(&one.destination),
+        cgroup: one.cgroup.as_deref().map_or_else(String::new, |path| daemon.governed.relative(path)),
+        local: one.local,
+        remote: one.remote,
     }
 }
 
@@ -225,7 +256,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         Kind::DirectRevoked => (FlowState::Revoked, FlowDirection::Local),
         Kind::FlowLost => (FlowState::Failed, FlowDirection::Outbound),
         // The proxy's record of the same connection says more; an opened flow is not over.
-        Kind::Guarded | Kind::DirectOpened => return None,
+        Kind::Guarded | Kind::DirectOpened | Kind::Namespace => return None,
     };
     let inbound = direction == FlowDirection::Inbound;
     let text = |name: &Option<crate::identity::ServiceName>| {

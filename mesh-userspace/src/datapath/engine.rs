@@ -28,8 +28,9 @@ use super::{
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
     names::{NameReader, Names},
-    sock_diag,
+    sock_diag::{self, Connection},
     tables::{TableError, Tables},
+    uncaptured::{self, Facts, Uncaptured},
 };
 use crate::{identity::ServiceName, state::Mesh};
 
@@ -70,6 +71,7 @@ pub struct Engine {
     direct: DirectMap,
     pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
     listeners: SockHash<MapData, ListenerKey>,
+    namespaces: BpfHashMap<MapData, u64, u32>,
     counters: PerCpuArray<MapData, u64>,
     addresses: HashSet<IpAddr>,
     netns: u64,
@@ -117,7 +119,7 @@ impl Engine {
         let outlets = Outlets {
             recent: recent.clone(),
             log: EbpfLogger::init(&mut loaded.ebpf).ok(),
-            flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader(), netns),
+            flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader()),
             events: typed(&mut loaded, map::EVENTS)?,
             names: names.reader(),
         };
@@ -140,6 +142,7 @@ impl Engine {
             direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader(), recent.clone()),
             pending: typed(&mut loaded, map::FLOWS)?,
             listeners: typed(&mut loaded, map::LISTENERS)?,
+            namespaces: typed(&mut loaded, map::NAMESPACES)?,
             counters: typed(&mut loaded, map::COUNTERS)?,
             loaded,
             tables,
@@ -174,12 +177,43 @@ impl Engine {
         &mut self.classifier
     }
 
-    /// Makes `listener` the one that connections of `role` (`LISTENER_*`) in the host's namespace are steered to.
-    pub fn set_listener(&mut self, role: u32, listener: &TcpListener) -> Result<(), EngineError> {
-        let key = ListenerKey { netns: self.netns, role, pad: 0 };
+    /// The cookie of the host's own network namespace.
+    pub fn host_netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// Makes `listener` the one that connections of `role` (`LISTENER_*`) in the network namespace are steered to, until
+    /// it is closed.
+    pub fn set_listener(&mut self, netns: u64, role: u32, listener: &TcpListener) -> Result<(), EngineError> {
+        let key = ListenerKey { netns, role, pad: 0 };
         self.listeners
             .insert(key, listener.as_raw_fd(), 0)
             .map_err(|source| EngineError::Map { name: map::LISTENERS, source })
+    }
+
+    /// Notes that the daemon listens in a network namespace, other than the host's, or no longer does.
+    pub fn set_served(&mut self, netns: u64, served: bool) -> Result<(), EngineError> {
+        let changed = if served {
+            self.namespaces.insert(netns, 1, 0)
+        } else {
+            match self.namespaces.remove(&netns) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                removed => removed,
+            }
+        };
+        changed.map_err(|source| EngineError::Map { name: map::NAMESPACES, source })
+    }
+
+    /// Forgets the namespaces of an earlier daemon.
+    pub fn serve_no_namespace(&mut self) -> Result<(), EngineError> {
+        let left: Vec<u64> = self.namespaces.keys().filter_map(Result::ok).collect();
+        left.into_iter().try_for_each(|netns| self.set_served(netns, false))
+    }
+
+    /// The cgroups whose processes are of a workload, and what is below them.
+    pub fn workload_cgroups(&self) -> Vec<PathBuf> {
+        let matched = self.classifier.matched().values();
+        matched.filter(|c| c.service.is_some()).map(|c| c.path.clone()).collect()
     }
 
     /// Applies another configuration; takes effect with the next [`reconcile`](Self::reconcile).
@@ -271,6 +305,30 @@ impl Engine {
         self.direct.list()
     }
 
+    /// Returns the connections in clear that would be the mesh's, had they been opened now. Nothing before the catalog is
+    /// known.
+    pub fn uncaptured(&self) -> Result<Vec<Uncaptured>, EngineError> {
+        let names = self.names.reader();
+        let facts = Facts {
+            tables: &self.tables,
+            classifier: &self.classifier,
+            direct: &|cookie| self.direct.contains(cookie),
+            name: &|id| names.name(id),
+        };
+        uncaptured::list(&facts)
+            .map_err(|source| EngineError::Io { op: "list the host's connections", source })
+    }
+
+    /// Destroys one of [`uncaptured`](Self::uncaptured): its program sees `ECONNABORTED`, its peer a reset.
+    pub fn cut_uncaptured(&self, one: &Uncaptured) -> io::Result<()> {
+        let Connection { local, remote, cookie, .. } = one.connection;
+        match sock_diag::destroy(local, remote, cookie) {
+            // It ended by itself meanwhile.
+            Err(gone) if gone.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Returns how many captured connections wait for `accept()`.
     pub fn pending_flows(&self) -> usize {
         self.pending.keys().filter_map(Result::ok).count()
@@ -285,6 +343,11 @@ impl Engine {
                 (*c, values.map_or(0, |values| values.iter().sum()))
             })
             .collect()
+    }
+
+    /// Notes something that does not work as it should, for good.
+    pub fn degrade(&mut self, line: String) {
+        self.degraded.push(line);
     }
 
     /// Returns what does not work as it should, in words for people.

@@ -31,6 +31,8 @@ pub enum Kind {
     /// Ended by the daemon, because no intention allows it any more.
     DirectRevoked,
     FlowLost,
+    /// A workload is in a network namespace that the daemon does not listen in.
+    Namespace,
 }
 
 /// An event in user space's terms.
@@ -55,6 +57,12 @@ pub struct Report {
     pub rtt_us: u32,
 }
 
+impl Report {
+    fn is_unserved(&self) -> bool {
+        self.kind == Kind::Namespace || self.reason == event::reason_text(event::REASON_NO_LISTENER)
+    }
+}
+
 /// Returns the event in `raw`; `None` when the bytes are no event that this daemon knows.
 pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
     if raw.len() < size_of::<Event>() {
@@ -70,6 +78,7 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         event::EVENT_DIRECT_OPENED => Kind::DirectOpened,
         event::EVENT_DIRECT_CLOSED => Kind::DirectClosed,
         event::EVENT_FLOW_LOST => Kind::FlowLost,
+        event::EVENT_NAMESPACE => Kind::Namespace,
         _ => return None,
     };
     Some(Report {
@@ -137,12 +146,20 @@ impl Recent {
     }
 }
 
-/// Reads events until the task is dropped; tells `opened` of each direct flow that was established.
+/// Who is told of an event when it is read.
+pub struct Told<O, N> {
+    /// A direct flow was established.
+    pub opened: O,
+    /// A workload is in a network namespace without a listener.
+    pub unserved: N,
+}
+
+/// Reads events until the task is dropped.
 pub async fn follow(
     ring: RingBuf<MapData>,
     names: NameReader,
     recent: Recent,
-    opened: impl Fn(PolicyKey),
+    told: Told<impl Fn(PolicyKey), impl Fn()>,
 ) -> std::io::Result<()> {
     let limit = RateLimit::per_second(AUDITED_PER_SECOND);
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
@@ -155,10 +172,16 @@ pub async fn follow(
             match parse(&item, &names, SystemTime::now()) {
                 Some(report) => {
                     if report.kind == Kind::DirectOpened {
-                        opened(report.pair);
+                        (told.opened)(report.pair);
                     }
-                    audit(&report, &limit);
-                    recent.push(report);
+                    if report.is_unserved() {
+                        (told.unserved)();
+                    }
+                    // Not news to a person: the daemon listens there next.
+                    if report.kind != Kind::Namespace {
+                        audit(&report, &limit);
+                        recent.push(report);
+                    }
                 }
                 None => tracing::warn!(len = item.len(), "an event that this version does not know"),
             }
@@ -223,6 +246,7 @@ fn audit(report: &Report, limit: &RateLimit) {
         Kind::DirectClosed | Kind::DirectRevoked => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
+        Kind::Namespace => {}
         Kind::FlowLost => {
             tracing::warn!(source, destination, program, pid, original_dst = %remote, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
         }
@@ -244,7 +268,7 @@ mod tests {
                 raw[..4].copy_from_slice(&kind.to_ne_bytes());
             }
             let report = parse(&raw, &Names::default().reader(), SystemTime::UNIX_EPOCH);
-            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=7).contains(&kind));
+            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=8).contains(&kind));
         }
     }
 }
