@@ -40,7 +40,8 @@ pub const DEFAULT_PATH: &str = "/etc/meshnode/meshnode.toml";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub node: String,
-    pub datacenter: String,
+    /// `None`: `dc1`, or that of the Consul agent.
+    pub datacenter: Option<String>,
     /// Disk cache, embedded store, keys.
     pub state_dir: PathBuf,
     /// `admin.sock` and `api.sock`.
@@ -59,6 +60,8 @@ pub struct Config {
     pub listen: ListenConfig,
     pub limits: Limits,
     pub control_plane: ControlPlane,
+    /// The whole catalog is watched while it has no more services than this; 0: never.
+    pub catalog_limit: usize,
     /// No two have one name, port or mesh port.
     pub services: Vec<ServiceConfig>,
     pub exempt: Vec<Exemption>,
@@ -241,6 +244,11 @@ impl Config {
     /// Returns the addresses that other hosts use for this one, configured or discovered; the first is the main one.
     pub fn advertised(&self) -> Vec<IpAddr> {
         if self.address.advertise.is_empty() { discover_advertise() } else { self.address.advertise.clone() }
+    }
+
+    /// Returns the datacenter as configured, or the default.
+    pub fn datacenter(&self) -> &str {
+        self.datacenter.as_deref().unwrap_or("dc1")
     }
 
     pub fn admin_socket(&self) -> PathBuf {

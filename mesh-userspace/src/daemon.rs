@@ -36,7 +36,7 @@ use crate::{
         StatusReport,
     },
     config::{Config, SameHost},
-    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, embedded::Embedded},
+    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, Watched, embedded::Embedded},
     datapath::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
@@ -270,6 +270,11 @@ impl Daemon {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How much of the catalog is watched; `None` once the daemon stops.
+    fn watched(&self) -> Option<Watched> {
+        self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::watched)
+    }
+
     /// `None` once the daemon stops.
     fn sync_status(&self) -> Option<SyncStatus> {
         self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::status)
@@ -377,7 +382,11 @@ impl Daemon {
                 engine.cut();
             }
         };
-        let told = events::Told { opened, unserved: move || unserved.want_namespaces() };
+        let mesh = self.mesh.clone();
+        let explain = move |source: &ServiceName, destination: &ServiceName| {
+            mesh.load().intentions.as_ref()?.decide(source, destination).explanation()
+        };
+        let told = events::Told { opened, unserved: move || unserved.want_namespaces(), explain };
         if let Err(error) = events::follow(ring, names, self.recent.clone(), told).await {
             tracing::error!(%error, "the kernel's events are not read any more: stopping");
             self.broken.store(true, Relaxed);

@@ -30,7 +30,7 @@ pub enum ControlPlane {
     Embedded { lines: String },
     /// Served by the host with this address.
     Remote { server: IpAddr },
-    /// The Consul agent of this host, with further lines of `[control_plane]`.
+    /// The Consul agent of this host, with further lines of `[control_plane]`; its API at loopback unless they say where.
     Consul { lines: String },
 }
 
@@ -79,11 +79,13 @@ impl fmt::Display for Config {
                  token_file = \"{TOKEN_FILE}\"\n",
                 std::net::SocketAddr::new(*server, API_PORT)
             )?,
-            ControlPlane::Consul { lines } => writeln!(
-                f,
-                "[control_plane]\nkind = \"consul\"\naddress = \"{}\"\n{lines}\n",
-                crate::program::consul::API
-            )?,
+            ControlPlane::Consul { lines } => {
+                writeln!(f, "[control_plane]\nkind = \"consul\"")?;
+                if !lines.contains("address = ") {
+                    writeln!(f, "address = \"{}\"", crate::program::consul::API)?;
+                }
+                writeln!(f, "{lines}\n")?;
+            }
         }
         for Service { name, port, lines } in services {
             writeln!(f, "[[service]]\nname = \"{name}\"\ncgroup = \"/{name}\"")?;

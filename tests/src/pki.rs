@@ -1,6 +1,7 @@
 //! Certificates as an attacker would make, steal or misuse them, and the tools to present them.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -70,6 +71,15 @@ impl Authority {
     pub fn issue(&self, uri: &str, validity: Validity) -> Identity {
         let key = KeyPair::generate().expect("a key can be made");
         let cert = params(uri, validity).signed_by(&key, &self.issuer).expect("a certificate can be made");
+        Identity { cert: cert.pem(), key: key.serialize_pem() }
+    }
+
+    /// Issues a certificate for a server at `ip`, which its clients may use as well.
+    pub fn issue_at(&self, ip: IpAddr) -> Identity {
+        let key = KeyPair::generate().expect("a key can be made");
+        let mut params = params("spiffe://none/unused", Validity::Now);
+        params.subject_alt_names = vec![SanType::IpAddress(ip)];
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate can be made");
         Identity { cert: cert.pem(), key: key.serialize_pem() }
     }
 }

@@ -178,6 +178,17 @@ pub enum FlowState {
     Unknown,
 }
 
+impl ControlPlaneStatus {
+    /// Returns what it means that a part of the catalog is not watched; `None` when all is.
+    pub fn partial(&self) -> Option<String> {
+        let unwatched = self.unwatched_services.filter(|n| *n > 0)?;
+        Some(format!(
+            "{unwatched} services of the catalog are not watched (control_plane.catalog_limit): a dial to one that no \
+             intention allows is refused by its own host, not here"
+        ))
+    }
+}
+
 impl FlowState {
     /// Returns the word that people read.
     pub fn as_str(self) -> &'static str {
@@ -263,6 +274,11 @@ pub struct ControlPlaneStatus {
     pub index: u64,
     /// What is served was read from the disk cache.
     pub from_cache: bool,
+    /// Services of the catalog that are watched: a dial to one of them is decided here.
+    pub watched_services: usize,
+    /// Services of the catalog that are not: a dial to one of them is refused by its own host only. `None` where nobody
+    /// counts them.
+    pub unwatched_services: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

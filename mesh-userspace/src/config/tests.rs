@@ -279,7 +279,7 @@ fn a_token_is_never_repeated_in_a_mistake() {
 fn an_empty_file_is_the_defaults() {
     let config = parse("").unwrap();
     assert_eq!(config, Config::default());
-    assert_eq!(config.datacenter, "dc1");
+    assert_eq!((config.datacenter(), config.datacenter.as_deref(), config.catalog_limit), ("dc1", None, 500));
     assert_eq!(config.admin_socket(), Path::new("/run/meshnode/admin.sock"));
     assert_eq!(config.control_plane, ControlPlane::Embedded(Embedded::default()));
     assert_eq!(config.address.mesh_ports, PortRange { first: 21000, last: 21255 });

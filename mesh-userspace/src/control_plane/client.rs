@@ -57,6 +57,11 @@ pub enum ApiError {
     #[error("{path}: {reason}")]
     TooLarge { path: String, reason: String },
     #[error(
+        "{address} is of {key} `{found}`, and the configuration says `{wanted}`: correct {key}, leave it out, or set \
+         control_plane.address to an agent of `{wanted}`"
+    )]
+    Elsewhere { address: String, key: &'static str, found: String, wanted: String },
+    #[error(
         "{path}: the answer is not what a Consul agent says: {reason}; does control_plane.address point at one?"
     )]
     Malformed { path: String, reason: String },
@@ -91,6 +96,7 @@ impl ApiError {
             | Self::NotFound { .. }
             | Self::Status { .. }
             | Self::TooLarge { .. }
+            | Self::Elsewhere { .. }
             | Self::Malformed { .. } => false,
         }
     }
@@ -248,13 +254,21 @@ impl Client {
     }
 
     fn compose(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, ApiError> {
-        let and = if path.contains('?') { '&' } else { '?' };
-        let mut request = match &self.on_behalf_of {
-            Some(node) if path.starts_with("/v1/agent/") => {
-                self.exchange.request(method, &format!("{path}{and}{node}"))
-            }
-            _ => self.exchange.request(method, path),
+        let mut target = path.to_owned();
+        let mut add = |parameter: &str| {
+            target.push(if target.contains('?') { '&' } else { '?' });
+            target.push_str(parameter);
         };
+        if let Some(node) = self.on_behalf_of.as_ref().filter(|_| path.starts_with("/v1/agent/")) {
+            add(node);
+        }
+        if let Some(partition) = &self.access.tenancy.partition {
+            add(&format!("partition={}", escape(partition)));
+        }
+        let mut request = self.exchange.request(method, &target);
+        if let Some(namespace) = &self.access.tenancy.namespace {
+            request = request.header("x-consul-namespace", namespace);
+        }
         if let Some(token) = &self.access.token {
             request = request.header("x-consul-token", token.current()?);
         }

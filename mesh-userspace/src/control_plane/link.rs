@@ -25,7 +25,11 @@ pub enum Part {
     Service(ServiceName),
     /// The mTLS ends of a service.
     Proxies(ServiceName),
+    /// What tells that intentions changed, where the answers themselves don't.
     Intentions,
+    /// Intentions of some local services, in words.
+    IntentionsOf(String),
+    DefaultPolicy,
     Leaf(ServiceName),
     Registration,
 }
@@ -33,7 +37,16 @@ pub enum Part {
 impl Part {
     /// Its failure means that what [`MeshState`] says of the mesh may be out of date.
     fn reads_state(&self) -> bool {
-        matches!(self, Self::Roots | Self::Services | Self::Service(_) | Self::Proxies(_) | Self::Intentions)
+        match self {
+            Self::Roots
+            | Self::Services
+            | Self::Service(_)
+            | Self::Proxies(_)
+            | Self::Intentions
+            | Self::IntentionsOf(_)
+            | Self::DefaultPolicy => true,
+            Self::Leaf(_) | Self::Registration => false,
+        }
     }
 }
 

@@ -103,7 +103,7 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
     let embedded = Embedded::start(embedded::Settings {
         node: config.node.clone(),
         node_address,
-        datacenter: config.datacenter.clone(),
+        datacenter: config.datacenter().to_owned(),
         state_dir: config.state_dir.clone(),
         default_policy: settings.default_policy,
         leaf_ttl: settings.leaf_ttl,
@@ -135,7 +135,9 @@ pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
         access,
         node: config.node.clone(),
         node_address,
-        datacenter: config.datacenter.clone(),
+        datacenter: config.datacenter().to_owned(),
+        datacenter_given: config.datacenter.is_some(),
+        catalog_limit: config.catalog_limit,
         state_dir: config.state_dir.clone(),
     }
 }

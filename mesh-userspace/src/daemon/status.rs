@@ -37,7 +37,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     StatusReport {
         version: env!("CARGO_PKG_VERSION").into(),
         node: config.node.clone(),
-        datacenter: config.datacenter.clone(),
+        datacenter: datacenter(daemon, &config),
         pid: std::process::id(),
         uptime_s: daemon.started.elapsed().as_secs(),
         draining: daemon.is_draining(),
@@ -58,6 +58,12 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         degraded: engine.degraded(),
         exempt: exempt(daemon, &config, &cgroups),
     }
+}
+
+/// Returns the datacenter as configured, else that of the certificates, which a Consul agent's CA gave.
+fn datacenter(daemon: &Daemon, config: &Config) -> String {
+    let of_leaf = || daemon.mesh.load().leafs.values().next().map(|leaf| leaf.id.datacenter.clone());
+    config.datacenter.clone().or_else(of_leaf).unwrap_or_else(|| config.datacenter().to_owned())
 }
 
 fn uncaptured(daemon: &Daemon, engine: &Engine) -> Vec<UncapturedStatus> {
@@ -191,7 +197,10 @@ fn flow(report: &FlowReport) -> FlowStatus {
             (ProxyState::Closed, Some("finished")) => FlowState::Closed,
             (ProxyState::Closed, Some("revoked" | "identity-gone")) => FlowState::Revoked,
             (ProxyState::Closed, Some("guarded")) => FlowState::Guarded,
-            (ProxyState::Closed, Some("not-allowed" | "not-captured" | "not-synced")) => FlowState::Denied,
+            (
+                ProxyState::Closed,
+                Some("not-allowed" | "http-permissions" | "not-captured" | "not-synced"),
+            ) => FlowState::Denied,
             (ProxyState::Closed, _) => FlowState::Failed,
         },
         bytes_sent: sent,
@@ -280,7 +289,10 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
             Kind::DirectRevoked => Some("revoked".into()),
             Kind::FlowLost => Some("map-full".into()),
             Kind::GuardPassed => Some("guard".into()),
-            _ => Some(event.reason.into()),
+            _ => Some(match &event.detail {
+                Some(detail) => format!("{}: {detail}", event.reason),
+                None => event.reason.into(),
+            }),
         },
     })
 }
@@ -311,6 +323,7 @@ fn seconds(duration: Duration) -> i64 {
 
 fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
     let Some(status) = daemon.sync_status() else { return ControlPlaneStatus::default() };
+    let watched = daemon.watched().unwrap_or_default();
     ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
@@ -320,6 +333,8 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         last_error: status.last_error,
         index: status.index,
         from_cache: status.from_disk_cache,
+        watched_services: watched.services,
+        unwatched_services: watched.unwatched,
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Report {
     pub at: SystemTime,
     /// `intention`, `unmanaged`, …: the words of `mesh_common::event::reason_text`.
     pub reason: &'static str,
+    /// What the intention that decided says about it, where there is something to explain.
+    pub detail: Option<String>,
     /// The numbers of source and destination.
     pub pair: PolicyKey,
     pub source: Option<ServiceName>,
@@ -85,6 +87,7 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         kind,
         at,
         reason: event::reason_text(event.reason),
+        detail: None,
         pair: PolicyKey { source: event.source, destination: event.destination },
         source: names.name(event.source),
         destination: names.name(event.destination),
@@ -147,11 +150,13 @@ impl Recent {
 }
 
 /// Who is told of an event when it is read.
-pub struct Told<O, N> {
+pub struct Told<O, N, E> {
     /// A direct flow was established.
     pub opened: O,
     /// A workload is in a network namespace without a listener.
     pub unserved: N,
+    /// Says why a pair was denied, where there is something to explain.
+    pub explain: E,
 }
 
 /// Reads events until the task is dropped.
@@ -159,7 +164,7 @@ pub async fn follow(
     ring: RingBuf<MapData>,
     names: NameReader,
     recent: Recent,
-    told: Told<impl Fn(PolicyKey), impl Fn()>,
+    told: Told<impl Fn(PolicyKey), impl Fn(), impl Fn(&ServiceName, &ServiceName) -> Option<String>>,
 ) -> std::io::Result<()> {
     let limit = RateLimit::per_second(AUDITED_PER_SECOND);
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
@@ -170,7 +175,12 @@ pub async fn follow(
         let mut left = AT_ONCE;
         while let Some(item) = ready.get_inner_mut().0.next() {
             match parse(&item, &names, SystemTime::now()) {
-                Some(report) => {
+                Some(mut report) => {
+                    if let (Kind::Denied | Kind::WouldDeny, Some(source), Some(destination)) =
+                        (report.kind, &report.source, &report.destination)
+                    {
+                        report.detail = (told.explain)(source, destination);
+                    }
                     if report.kind == Kind::DirectOpened {
                         (told.opened)(report.pair);
                     }
@@ -227,13 +237,14 @@ fn audit(report: &Report, limit: &RateLimit) {
     let Some(unlogged_before) = limit.permit(Instant::now()) else { return };
     let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let (source, destination) = (text(&report.source), text(&report.destination));
+    let detail = report.detail.as_deref();
     let Report { reason, pid, program, local, remote, .. } = report;
     match report.kind {
         Kind::Denied => {
-            tracing::info!(target: AUDIT, decision = "deny", reason, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect denied by the kernel");
+            tracing::info!(target: AUDIT, decision = "deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect denied by the kernel");
         }
         Kind::WouldDeny => {
-            tracing::info!(target: AUDIT, decision = "would-deny", reason, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");
+            tracing::info!(target: AUDIT, decision = "would-deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");
         }
         // The proxy's guard says it, with the connection at hand.
         Kind::Guarded => {}

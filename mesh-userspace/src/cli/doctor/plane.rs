@@ -6,6 +6,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::Finding;
 use crate::{
+    admin::StatusReport,
     cli::{Global, target},
     config::{Config, ControlPlane},
     control_plane::{ApiError, Client},
@@ -38,6 +39,9 @@ pub async fn check(global: &Global, config: &Config, running: bool) -> Vec<Findi
 
 fn unreachable(api: &Client, error: &ApiError) -> Finding {
     let fix = match error {
+        ApiError::Status { reason, .. } if reason.contains("Enterprise") => {
+            "remove control_plane.namespace and control_plane.partition: this server has none"
+        }
         ApiError::Forbidden { .. } | ApiError::NotFound { .. } | ApiError::Status { .. } => {
             "Consul needs connect { enabled = true } on its servers, and the token service:read"
         }
@@ -68,6 +72,12 @@ async fn token(api: &Client) -> Finding {
     }
 }
 
+/// Returns a finding where the daemon watches a part of the catalog only.
+pub fn catalog(report: &StatusReport) -> Option<Finding> {
+    let fix = "raise control_plane.catalog_limit if this host's memory and the control plane bear it; else leave it";
+    Some(Finding::warn("catalog", report.control_plane.partial()?, fix))
+}
+
 /// Returns a finding from the `Date` that the control plane sent.
 fn skew(date: &str) -> Option<Finding> {
     const CHECK: &str = "clock difference";
@@ -87,6 +97,18 @@ mod tests {
 
     use super::*;
     use crate::cli::doctor::Verdict;
+
+    #[test]
+    fn a_catalog_watched_in_part_warns_and_a_whole_one_says_nothing() {
+        let mut report = StatusReport::default();
+        assert!(catalog(&report).is_none());
+        report.control_plane.unwatched_services = Some(0);
+        assert!(catalog(&report).is_none());
+        report.control_plane.unwatched_services = Some(7);
+        let finding = catalog(&report).unwrap();
+        assert_eq!(finding.verdict, Verdict::Warn);
+        assert!(finding.detail.starts_with("7 services"), "{}", finding.detail);
+    }
 
     #[test]
     fn an_http_date_far_from_now_fails_and_a_near_one_does_not() {

@@ -83,7 +83,8 @@ fn control_plane_line(report: &StatusReport, style: Style) -> String {
         String::new()
     };
     let (kind, address) = (printable(&plane.kind), printable(&plane.address));
-    format!("control plane  {kind} {address}  {state}, index {}{cache}\n", plane.index)
+    let partial = plane.partial().map(|text| format!("catalog        {text}\n")).unwrap_or_default();
+    format!("control plane  {kind} {address}  {state}, index {}{cache}\n{partial}", plane.index)
 }
 
 /// Returns title, count and body; nothing where there is nothing to say.

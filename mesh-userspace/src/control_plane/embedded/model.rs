@@ -295,6 +295,7 @@ impl IntentionRow {
             source: self.source.clone(),
             destination: self.destination.clone(),
             action: self.action,
+            http: false,
         }
     }
 

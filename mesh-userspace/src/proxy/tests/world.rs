@@ -67,6 +67,7 @@ pub(super) fn intention(source: &str, destination: &str, action: Action) -> Inte
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         action,
+        http: false,
     }
 }
 
