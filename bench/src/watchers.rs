@@ -62,8 +62,11 @@ fn questions(shape: Shape, node: usize, consul: bool) -> Vec<Question> {
     let own = name(node % shape.services);
     let matches =
         ["source", "destination"].map(|by| format!("/v1/connect/intentions/match?by={by}&name={own}"));
-    let mut all: Vec<Question> =
-        ["/v1/connect/ca/roots", "/v1/catalog/services"].map(|path| path.to_owned().into()).into();
+    let mut all: Vec<Question> = vec!["/v1/connect/ca/roots".to_owned().into()];
+    // Of a larger catalog a node asks for the list once a minute (`control_plane.catalog_limit`).
+    if shape.services <= 500 {
+        all.push("/v1/catalog/services".to_owned().into());
+    }
     if consul {
         // Consul tells no index of a match: a list that is filtered to nothing waits instead.
         let waits = "/v1/connect/intentions?filter=SourceName%3D%3D%22%22".to_owned();
