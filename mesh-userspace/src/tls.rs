@@ -13,8 +13,8 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub use configs::{ConfigError, TlsConfigs};
-pub use peer_error::PeerError;
+pub use configs::{Client, ConfigError, TlsConfigs};
+pub use peer_error::{PeerError, refusal};
 pub use verify::{peer_id, spiffe_id};
 
 /// Returns the one crypto provider of the process: aws-lc-rs, with AES-128-GCM offered before AES-256-GCM.

@@ -41,6 +41,7 @@ impl AdminBackend for Backend {
             original_dst: Some("10.0.0.2:5432".parse().unwrap()),
             instance: Some("10.0.0.2:21000".parse().unwrap()),
             state: FlowState::Mtls,
+            tls: Some("TLS 1.3".into()),
             bytes_sent: 1229,
             bytes_received: 3_565_158,
             age_s: 12,

@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod config;
 pub mod container;
 pub mod fixture;
+pub mod foreign;
 pub mod host;
 pub mod janitor;
 pub mod meshnode;

@@ -234,6 +234,9 @@ pub struct FlowStatus {
     /// The chosen instance's mesh address (outbound), the peer (inbound).
     pub instance: Option<SocketAddr>,
     pub state: FlowState,
+    /// `TLS 1.3`, or `TLS 1.2` with a foreign peer that has no 1.3; `None` without TLS, and before the handshake is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
     /// Application bytes from the caller to the called.
     #[serde(default)]
     pub bytes_sent: u64,

@@ -5,7 +5,6 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
@@ -92,10 +91,9 @@ async fn handshake(
     mesh: TcpStream,
 ) -> Result<(TcpStream, rustls::Connection), Reason> {
     let Route { identity, instance } = route;
-    let config = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
-    // Not sent: the configuration switches SNI off. The verifier compares SPIFFE IDs, not names.
-    let name = ServerName::from(instance.mesh.ip());
-    let connecting = TlsConnector::from(config).connect(name, mesh);
+    let client = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
+    // The name is for gateways to route by; the verifier compares SPIFFE IDs.
+    let connecting = TlsConnector::from(client.config.clone()).connect(client.name.clone(), mesh);
     let stream = timeout(shared.settings.handshake_timeout, connecting)
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?

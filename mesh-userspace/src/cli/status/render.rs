@@ -215,7 +215,9 @@ fn flow_cells(flow: &FlowStatus) -> [Cell; 7] {
         (Some(instance), _) => format!("via {instance}"),
         (None, _) => "-".to_owned(),
     };
+    let is_tls12 = flow.state == FlowState::Mtls && flow.tls.as_deref() == Some("TLS 1.2");
     let colour = match flow.state {
+        FlowState::Mtls if is_tls12 => Colour::Warning,
         FlowState::Direct | FlowState::Mtls => Colour::Good,
         FlowState::Connecting | FlowState::Passed => Colour::Warning,
         state if state.is_refusal() => Colour::Bad,
@@ -226,7 +228,7 @@ fn flow_cells(flow: &FlowStatus) -> [Cell; 7] {
         services.into(),
         flow.original_dst.map_or("-".to_owned(), |dst| dst.to_string()).into(),
         path.into(),
-        Cell::coloured(flow.state.as_str(), colour),
+        Cell::coloured(if is_tls12 { "mTLS 1.2" } else { flow.state.as_str() }, colour),
         format!("{}↑ {}↓", bytes(flow.bytes_sent), bytes(flow.bytes_received)).into(),
         Cell::right(age(Duration::from_secs(flow.age_s))),
     ]
