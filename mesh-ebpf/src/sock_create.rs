@@ -4,10 +4,11 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval},
     programs::SockContext,
 };
-use mesh_common::{counter::Counter, event, policy::Settings};
+use mesh_common::{counter::Counter, event, map::NAMESPACE_SERVED, policy::Settings};
 use mesh_ebpf::verdict::Caller;
 
 use crate::{caller, maps, report};
@@ -16,6 +17,8 @@ const PROCEED: i32 = 1;
 const REFUSE: i32 = 0;
 const IPPROTO_MPTCP: u32 = 262;
 const EPROTONOSUPPORT: i32 = 93;
+/// Nanoseconds between two events of one namespace; a denied `connect()` tells the daemon too.
+const TELL_EVERY: u64 = 1_000_000_000;
 
 #[inline(always)]
 pub fn sock_create(ctx: &SockContext) -> i32 {
@@ -28,8 +31,7 @@ pub fn sock_create(ctx: &SockContext) -> i32 {
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if let Some(settings) = settings
         && netns != settings.host_netns
-        // SAFETY: only whether there is an entry counts.
-        && unsafe { maps::NAMESPACES.get(netns) }.is_none()
+        && is_due(netns)
         && let Caller::Workload { .. } = caller::caller(settings)
     {
         let mut event = report::by_caller(event::EVENT_NAMESPACE, event::REASON_NONE);
@@ -37,6 +39,27 @@ pub fn sock_create(ctx: &SockContext) -> i32 {
         report::emit(&event);
     }
     PROCEED
+}
+
+/// Whether the daemon is to be told of a namespace, if it is a workload that is in it: once in [`TELL_EVERY`].
+#[inline(always)]
+fn is_due(netns: u64) -> bool {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(at) = maps::NAMESPACES.get_ptr_mut(netns) else {
+        // Never over what the daemon writes meanwhile. No room: told more often.
+        let _ = maps::NAMESPACES.insert(netns, now, BPF_NOEXIST.into());
+        return true;
+    };
+    // SAFETY: the entry stays readable while the program runs; the daemon replaces entries, so that what is written
+    // here is lost where it did.
+    unsafe {
+        if *at == NAMESPACE_SERVED || now.saturating_sub(*at) < TELL_EVERY {
+            return false;
+        }
+        *at = now;
+    }
+    true
 }
 
 /// Says what a kernel without MPTCP says, upon which programs take TCP.

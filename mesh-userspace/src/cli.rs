@@ -1,5 +1,6 @@
 //! The command line: what a user types, which module does it, and what the exit code means.
 
+mod acl;
 mod admin;
 mod config_check;
 mod doctor;
@@ -88,6 +89,9 @@ pub enum Command {
     /// Register or list services
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Create, list or delete ACL tokens and policies: who may change what in the control plane
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
     /// Run one command as a service
     Exec(exec::ExecArgs),
     /// Check kernel, cgroups, BPF, clock, control plane: what is missing, and the fix
@@ -146,6 +150,7 @@ where
         Command::Status(args) => block_on(status::run(&global, &args)),
         Command::Intention(command) => block_on(intention::run(&global, command)),
         Command::Service(command) => block_on(service::run(&global, command)),
+        Command::Acl(command) => block_on(acl::run(&global, command)),
         Command::Exec(args) => exec::run(&global, &args),
         Command::Doctor(args) => block_on(doctor::run(&global, &args)),
         Command::Reload => block_on(status::reload(&global)),

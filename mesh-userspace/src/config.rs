@@ -114,6 +114,8 @@ pub struct Embedded {
     pub default_policy: Action,
     /// 1 minute to 72 hours.
     pub leaf_ttl: Duration,
+    /// Consul's ACLs, with default deny.
+    pub acl: bool,
     /// `None`: generated once.
     pub trust_domain: Option<TrustDomain>,
     pub expose: Option<Expose>,
@@ -125,7 +127,7 @@ pub struct Expose {
     pub listen: SocketAddr,
     /// `None`: a certificate that the embedded server makes itself.
     pub certificate: Option<CertificateFiles>,
-    /// Present unless `listen` is loopback.
+    /// Present unless `listen` is loopback, or ACLs are on.
     pub token_file: Option<PathBuf>,
 }
 
@@ -278,6 +280,7 @@ impl Default for Embedded {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8500)),
             default_policy: Action::Deny,
             leaf_ttl: schema::LONGEST_LEAF,
+            acl: false,
             trust_domain: None,
             expose: None,
         }

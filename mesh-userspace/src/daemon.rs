@@ -28,7 +28,10 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use aya::maps::{MapData, RingBuf};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+};
 
 use crate::{
     admin::{
@@ -42,6 +45,7 @@ use crate::{
         engine::{self, Engine, Outlets},
         events,
         names::NameReader,
+        uncaptured::established,
     },
     identity::ServiceName,
     proxy::{self, ProxyHandle, ProxySettings},
@@ -324,6 +328,7 @@ impl Daemon {
         }
         self.config.store(Arc::new(new));
         self.kernel.reconcile();
+        self.kernel.want_namespaces();
         tracing::info!(?changes, "the configuration was read again");
         Ok(ReloadReport { changes })
     }
@@ -413,6 +418,7 @@ impl AdminBackend for Daemon {
                 .map_err(|e| AdminError::System(e.to_string()))?;
             // The kernel knows the cgroup before the program is in it.
             self.kernel.reconcile();
+            self.kernel.want_namespaces();
             if !self.kernel.lock().is_workload(&cgroup, &service) {
                 let why = "the kernel does not know the cgroup yet; `meshnode status` says what is degraded";
                 return Err(AdminError::System(why.into()));
@@ -427,14 +433,17 @@ impl AdminBackend for Daemon {
 
     fn cut(&self, CutRequest { service }: CutRequest) -> Answer<'_, CutReport> {
         Box::pin(async move {
-            let engine = self.kernel.lock();
+            let system = |error: &dyn std::fmt::Display| AdminError::System(error.to_string());
+            let connections =
+                spawn_blocking(established).await.map_err(|e| system(&e))?.map_err(|e| system(&e))?;
+            let uncaptured = self.kernel.lock().uncaptured(connections);
             let mut report = CutReport::default();
-            for one in engine.uncaptured().map_err(|e| AdminError::System(e.to_string()))? {
+            for one in uncaptured {
                 if service.is_some() && one.source != service && one.destination != service {
                     continue;
                 }
                 let status = status::uncaptured_status(self, &one);
-                match engine.cut_uncaptured(&one) {
+                match one.cut() {
                     Ok(()) => report.cut.push(status),
                     Err(error) => report.failed.push(format!("{} → {}: {error}", one.local, one.remote)),
                 }

@@ -67,12 +67,17 @@ impl fmt::Display for Config {
         writeln!(f, "node = \"{node}\"\nlog = \"info,mesh_userspace=debug\"\n{top}")?;
         writeln!(f, "[address]\nadvertise = \"{advertise}\"\n")?;
         match control_plane {
-            ControlPlane::Embedded { lines } => writeln!(
-                f,
-                "[control_plane]\nkind = \"embedded\"\n\n[control_plane.embedded]\n{lines}\n\
-                 [control_plane.embedded.expose]\nlisten = \"{}\"\ntoken_file = \"{TOKEN_FILE}\"\n",
-                std::net::SocketAddr::new(*advertise, API_PORT)
-            )?,
+            ControlPlane::Embedded { lines } => {
+                // With ACLs on, the door for other hosts has no token of its own.
+                let acl = lines.contains("acl = true");
+                let token = if acl { String::new() } else { format!("token_file = \"{TOKEN_FILE}\"\n") };
+                writeln!(
+                    f,
+                    "[control_plane]\nkind = \"embedded\"\n\n[control_plane.embedded]\n{lines}\n\
+                     [control_plane.embedded.expose]\nlisten = \"{}\"\n{token}",
+                    std::net::SocketAddr::new(*advertise, API_PORT)
+                )?;
+            }
             ControlPlane::Remote { server } => writeln!(
                 f,
                 "[control_plane]\nkind = \"remote\"\naddress = \"https://{}\"\nca_file = \"{CA_FILE}\"\n\

@@ -35,6 +35,8 @@ pub struct Scene {
     pub on_b: Vec<Service>,
     /// Further lines of A's `[control_plane.embedded]`.
     pub embedded: String,
+    /// Further lines of `[control_plane]` of both, where a Consul is the control plane.
+    pub consul: String,
     /// Further top-level lines of both configurations.
     pub top: String,
     /// Further sections of A's configuration.
@@ -50,6 +52,7 @@ impl Scene {
             on_a: vec![Service::client("web"), Service::client("other")],
             on_b: services.iter().map(|(name, port)| Service::server(name, *port)).collect(),
             embedded: String::new(),
+            consul: String::new(),
             top: String::new(),
             sections: String::new(),
             options: Options::default(),
@@ -109,11 +112,11 @@ impl Scene {
         let (a, b) = (net.host("a"), net.host("b"));
         let server = Consul::start(&a, consul::Role::server().with(extra.clone()));
         let agent = Consul::start(&b, consul::Role::client(&a).with(extra.clone()));
-        let Self { family, on_a, on_b, top, sections, .. } = self;
+        let Self { family, on_a, on_b, consul, top, sections, .. } = self;
         let config = |host: &Host, services, sections| Config {
             node: format!("host-{}", host.name),
             advertise: host.ip(family),
-            control_plane: ControlPlane::Consul { lines: String::new() },
+            control_plane: ControlPlane::Consul { lines: consul.clone() },
             services,
             top: top.clone(),
             sections,
@@ -216,6 +219,25 @@ impl Mesh {
     pub fn logs(&self) -> String {
         format!("--- log of a\n{}\n--- log of b\n{}", self.a.log(), self.b.log())
     }
+}
+
+/// A host that is a client of A's embedded control plane, with the workload `service`, which only connects; its daemon
+/// is not started. Without A's CA it would not believe it.
+#[track_caller]
+pub fn client_host(mesh: &Mesh, name: &str, service: &str, with_ca: bool) -> Meshnode {
+    let host = mesh.net.host(name);
+    if with_ca {
+        share_ca(&mesh.a, &host);
+    }
+    let config = Config {
+        node: format!("host-{name}"),
+        advertise: host.ip(Family::V4),
+        control_plane: ControlPlane::Remote { server: mesh.a.host.ip(mesh.family) },
+        services: vec![Service::client(service)],
+        top: String::new(),
+        sections: String::new(),
+    };
+    Meshnode::prepare(host, config)
 }
 
 /// Starts a server of `probe` (`echo`, `banner TEXT`, …) at `port` of every address, in the cgroup `service`.

@@ -78,9 +78,36 @@ fn other_workloads_container_is_denied_as_everywhere() {
 fn container_of_nobody_is_none_of_the_daemons_business() {
     require_root!();
     let (mesh, _server) = scene();
-    let _web = Container::new(&mesh.a.host, 1, "web/container");
-    let _nobody = Container::new(&mesh.a.host, 2, "unmanaged/container");
+    let nobody = Container::new(&mesh.a.host, 1, "unmanaged/container");
+    connect(&nobody, &format!("{}:1", nobody.gateway), &[]);
+    let _web = Container::new(&mesh.a.host, 2, "web/container");
+    // Whoever serves the second has looked at the first.
     until_served(&mesh.a, 1);
+    connect(&nobody, &format!("{}:1", nobody.gateway), &[]);
+    let third = Container::new(&mesh.a.host, 3, "web/container-3");
+    until_served(&mesh.a, 2);
+    drop(third);
+    until_served(&mesh.a, 1);
+}
+
+#[test]
+fn status_and_containers_that_come_and_go_do_not_stop_each_other() {
+    require_root!();
+    let (mesh, _server) = scene();
+    std::thread::scope(|scope| {
+        let containers = scope.spawn(|| {
+            for round in 0..6 {
+                let n = round % 3 + 1;
+                let container = Container::new(&mesh.a.host, n, &format!("web/container-{n}"));
+                until_served(&mesh.a, 1);
+                drop(container);
+                until_served(&mesh.a, 0);
+            }
+        });
+        while !containers.is_finished() {
+            mesh.a.status();
+        }
+    });
 }
 
 #[test]

@@ -169,13 +169,23 @@ async fn authorize(peer: Peer, request: Request, next: Next) -> Response {
     )
 }
 
-async fn status(State(context): State<Context>) -> Json<StatusReport> {
-    Json(context.backend.status())
+async fn status(State(context): State<Context>) -> Result<Json<StatusReport>, AdminError> {
+    asked(context.backend, |backend| backend.status()).await.map(Json)
 }
 
-async fn metrics(State(context): State<Context>) -> Response {
+/// Lets `ask` take its time: it asks the kernel for much.
+async fn asked<T: Send + 'static>(
+    backend: Arc<dyn AdminBackend>,
+    ask: impl FnOnce(&dyn AdminBackend) -> T + Send + 'static,
+) -> Result<T, AdminError> {
+    let answer = tokio::task::spawn_blocking(move || ask(&*backend)).await;
+    answer.map_err(|error| AdminError::System(error.to_string()))
+}
+
+async fn metrics(State(context): State<Context>) -> Result<Response, AdminError> {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, OPEN_METRICS)], context.backend.metrics()).into_response()
+    let text = asked(context.backend, |backend| backend.metrics()).await?;
+    Ok(([(CONTENT_TYPE, OPEN_METRICS)], text).into_response())
 }
 
 async fn exec(

@@ -315,13 +315,31 @@ async fn explanation(
 /// Returns the arguments with Consul's one-hyphen options (`-allow`, `-http-addr=…`) of `intention` and `service` written
 /// with two, and a lone `->` as a word.
 pub fn consul_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const OPTIONS: [&str; 10] =
-        ["allow", "deny", "replace", "json", "http-addr", "token", "ca-file", "name", "port", "id"];
+    const OPTIONS: [&str; 18] = [
+        "allow",
+        "deny",
+        "replace",
+        "json",
+        "http-addr",
+        "token",
+        "ca-file",
+        "name",
+        "port",
+        "id",
+        "rules",
+        "description",
+        "policy-name",
+        "policy-id",
+        "service-identity",
+        "node-identity",
+        "expires-ttl",
+        "self",
+    ];
     let mut consul = false;
     let mut plain = false;
     let translate = |arg: OsString| {
         let Some(text) = arg.to_str() else { return arg };
-        consul |= matches!(text, "intention" | "service");
+        consul |= matches!(text, "intention" | "service" | "acl");
         plain |= text == "--" || text == "exec";
         let Some(option) = text.strip_prefix('-').filter(|_| consul && !plain) else { return arg };
         let name = option.split('=').next().unwrap_or(option);

@@ -74,6 +74,7 @@ fn embedded_changes(old: &Embedded, new: &Embedded) -> Vec<(&'static str, bool)>
         ("address", old.listen != new.listen),
         ("embedded.default_policy", old.default_policy != new.default_policy),
         ("embedded.leaf_ttl", old.leaf_ttl != new.leaf_ttl),
+        ("embedded.acl", old.acl != new.acl),
         ("embedded.trust_domain", old.trust_domain != new.trust_domain),
         ("embedded.expose", old.expose != new.expose),
     ]

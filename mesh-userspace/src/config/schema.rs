@@ -293,18 +293,20 @@ fn embedded_server(
         section.text("trust_domain", "lower-case letters, digits, `-`, `_`, `.`, at most 255", |text| {
             text.parse::<TrustDomain>().map_err(|_| "")
         });
-    let expose = expose(section.section("expose"), claims);
+    let acl = section.boolean("acl").is_some_and(|acl| acl.value);
+    let expose = expose(section.section("expose"), acl, claims);
     section.finish();
     Embedded {
         listen,
         default_policy: default_policy.map_or(default.default_policy, |policy| policy.value),
         leaf_ttl: leaf_ttl.unwrap_or(default.leaf_ttl),
+        acl,
         trust_domain: trust_domain.map(|domain| domain.value),
         expose,
     }
 }
 
-fn expose(section: Section<'_>, claims: &mut rules::Claims<'_>) -> Option<Expose> {
+fn expose(section: Section<'_>, acl: bool, claims: &mut rules::Claims<'_>) -> Option<Expose> {
     const ACCEPTED: &str = "ADDRESS:PORT such as \"10.0.0.1:8501\" or \"[::]:8501\"";
     let listen = section.text("listen", ACCEPTED, |text| match text.parse::<SocketAddr>() {
         Ok(listen) if listen.port() == 0 => Err("other hosts need a fixed port"),
@@ -318,7 +320,12 @@ fn expose(section: Section<'_>, claims: &mut rules::Claims<'_>) -> Option<Expose
         section.missing("listen", ACCEPTED);
     }
     let certificate = certificate(&section, cert_file, key_file);
-    if listen.as_ref().is_some_and(|listen| !listen.value.ip().is_loopback()) && token_file.is_none() {
+    if let Some(file) = token_file.as_ref().filter(|_| acl) {
+        let hint = "only with acl = false: with ACLs on, other hosts present ACL tokens (`meshnode acl token create`)";
+        section.document.note(&file.at, hint);
+    }
+    let beyond_loopback = listen.as_ref().is_some_and(|listen| !listen.value.ip().is_loopback());
+    if beyond_loopback && token_file.is_none() && !acl {
         section.missing(
             "token_file",
             "with listen beyond loopback, the path of the token that other hosts must present",

@@ -233,6 +233,11 @@ fn control_plane_combinations_are_refused_and_their_twins_accepted() {
             "embedded.expose.listen = \"10.0.0.1:8501\"\nembedded.expose.token_file = \"/t\"",
         ),
         (
+            "embedded.acl = true\nembedded.expose.listen = \"10.0.0.1:8501\"\nembedded.expose.token_file = \"/t\"",
+            "control_plane.embedded.expose.token_file: only with acl = false: with ACLs on, other hosts present ACL tokens",
+            "embedded.acl = true\nembedded.expose.listen = \"10.0.0.1:8501\"",
+        ),
+        (
             "embedded.expose.listen = \"0.0.0.0:8501\"",
             "expose.token_file: missing",
             "embedded.expose.listen = \"127.0.0.1:8501\"",

@@ -13,6 +13,7 @@ use super::{
     address::ApiAddress,
     connector::TlsSetupError,
     exchange::{Exchange, ExchangeError, Reply},
+    permission,
     settings::{ApiAccess, Kind, Settings},
     token::TokenError,
 };
@@ -48,8 +49,14 @@ pub enum ApiError {
     Timeout { address: String, path: String, after: Duration },
     #[error("{path}: the connection to {address} broke before the answer was complete: {reason}")]
     Broken { address: String, path: String, reason: String },
-    #[error("{path} is forbidden: {reason}; {}", token_advice(*.with_token))]
+    #[error("{path} is forbidden: {reason}; {}", token_advice(*.with_token, .reason))]
     Forbidden { path: String, reason: String, with_token: bool },
+    #[error(
+        "{path} is refused, it is asked too much: {reason}; see `limits` in the configuration of the agent"
+    )]
+    TooMany { path: String, reason: String },
+    #[error("{address} knows no leader: most servers of the cluster must run and reach each other")]
+    NoLeader { address: String },
     #[error("{path} is not there: {reason}")]
     NotFound { path: String, reason: String },
     #[error("{path} was answered with {status}: {reason}")]
@@ -67,8 +74,34 @@ pub enum ApiError {
     Malformed { path: String, reason: String },
 }
 
-fn token_advice(with_token: bool) -> &'static str {
-    if with_token {
+/// What is the same in two errors whose texts differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorKind {
+    /// Not reached, or it broke off.
+    Outage,
+    /// The token does not do.
+    Forbidden,
+    /// There is no token where it should be.
+    Token,
+    TooMany,
+    Status(StatusCode),
+    /// It cannot be asked, or what it says cannot be used.
+    Other,
+}
+
+/// Consul's words for a token that it does not know.
+const UNKNOWN_TOKEN: &str = "ACL not found";
+/// Consul's words where it has no ACLs.
+const NO_ACLS: &str = "ACL support disabled";
+
+fn token_advice(with_token: bool, reason: &str) -> &'static str {
+    if reason.starts_with(UNKNOWN_TOKEN) {
+        "the server knows no such token (deleted, expired, or another cluster's): set one that it knows as \
+         control_plane.token_file"
+    } else if reason.contains("ACL bootstrap no longer allowed") {
+        "the first management token was made before: use it; with the embedded server, root makes another one by \
+         `meshnode acl token create --policy-name global-management`"
+    } else if with_token {
         "the token in use does not grant it: extend its policy, or set another one as control_plane.token_file"
     } else {
         "no token is set: set control_plane.token or control_plane.token_file"
@@ -80,25 +113,36 @@ fn seconds(d: Duration) -> String {
 }
 
 impl ApiError {
-    /// The API itself was not reached, or broke off: whatever it said before may not hold any more.
-    pub fn is_outage(&self) -> bool {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused { .. }
             | Self::NoSocket { .. }
             | Self::Unreachable { .. }
             | Self::Tls { .. }
             | Self::Timeout { .. }
-            | Self::Broken { .. } => true,
+            | Self::Broken { .. } => ErrorKind::Outage,
+            Self::Forbidden { .. } => ErrorKind::Forbidden,
+            Self::Token(_) => ErrorKind::Token,
+            Self::TooMany { .. } => ErrorKind::TooMany,
+            Self::NotFound { .. } => ErrorKind::Status(StatusCode::NOT_FOUND),
+            Self::Status { status, .. } => ErrorKind::Status(*status),
             Self::SocketPermission { .. }
             | Self::TlsSetup(_)
-            | Self::Token(_)
-            | Self::Forbidden { .. }
-            | Self::NotFound { .. }
-            | Self::Status { .. }
+            | Self::NoLeader { .. }
             | Self::TooLarge { .. }
             | Self::Elsewhere { .. }
-            | Self::Malformed { .. } => false,
+            | Self::Malformed { .. } => ErrorKind::Other,
         }
+    }
+
+    /// The API itself was not reached, or broke off: whatever it said before may not hold any more.
+    pub fn is_outage(&self) -> bool {
+        self.kind() == ErrorKind::Outage
+    }
+
+    /// How an agent refuses one connection more from the same address: by 429, or, before Consul 1.9, by a reset.
+    pub(super) fn is_refusal_of_connections(&self) -> bool {
+        matches!(self, Self::TooMany { .. } | Self::Broken { .. })
     }
 
     /// Returns [`ApiError::Malformed`] for `path`.
@@ -174,6 +218,19 @@ impl Client {
         decode(path, &self.ask(path).await?.body)
     }
 
+    /// As [`get`](Self::get), with `limit` for the answer.
+    pub(super) async fn get_within<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Duration,
+    ) -> Result<T, ApiError> {
+        decode(path, &self.request(Method::GET, path, Bytes::new(), limit).await?.body)
+    }
+
+    pub(super) fn no_leader(&self) -> ApiError {
+        ApiError::NoLeader { address: self.access.address.to_string() }
+    }
+
     /// Sends `body` as JSON; an empty answer reads as JSON `null`, so that `T` may be `()` or an `Option`.
     ///
     /// # Errors
@@ -239,15 +296,25 @@ impl Client {
         body: Bytes,
         limit: Duration,
     ) -> Result<Answer, ApiError> {
+        let asked = (method.clone(), body.clone());
         let request = self.compose(method, path, body)?;
         let reply = self.exchange.send(request, limit).await;
         let Reply { status, headers, body } = reply.map_err(|e| self.failed(path, e))?;
         if !status.is_success() {
-            return Err(self.refusal(path, status, &body));
+            return Err(self.refusal(&asked, path, status, &body));
+        }
+        if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html")) {
+            // A proxy on the way that wants somebody to log in says so with 200, to a registration as well.
+            return Err(ApiError::malformed(bare(path), "it is a web page"));
         }
         if headers.get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true") {
             // Consul 1.11 and later: part of the answer was withheld, which must not read as "there is no more".
-            return Err(self.refusal(path, StatusCode::FORBIDDEN, b"some results were withheld by ACLs"));
+            return Err(self.refusal(
+                &asked,
+                path,
+                StatusCode::FORBIDDEN,
+                b"some results were withheld by ACLs",
+            ));
         }
         let date = headers.get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
         Ok(Answer { body, index: index(path, &headers)?, date })
@@ -293,13 +360,20 @@ impl Client {
         }
     }
 
-    fn refusal(&self, path: &str, status: StatusCode, body: &[u8]) -> ApiError {
+    /// `asked`: with which method and body.
+    fn refusal(&self, asked: &(Method, Bytes), path: &str, status: StatusCode, body: &[u8]) -> ApiError {
+        let needed = permission::needed(&asked.0, path, &asked.1);
         let path = bare(path).to_owned();
-        let reason = reason(body, status);
+        let mut reason = reason(body, status);
         match status {
+            StatusCode::UNAUTHORIZED if reason == NO_ACLS => ApiError::Status { path, status, reason },
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                if let Some(needed) = needed.filter(|_| !reason.starts_with(UNKNOWN_TOKEN)) {
+                    reason = format!("{reason}; {needed}");
+                }
                 ApiError::Forbidden { path, reason, with_token: self.access.token.is_some() }
             }
+            StatusCode::TOO_MANY_REQUESTS => ApiError::TooMany { path, reason },
             StatusCode::NOT_FOUND => ApiError::NotFound { path, reason },
             _ => ApiError::Status { path, status, reason },
         }

@@ -19,6 +19,7 @@ use super::{
     cache::Item,
     client::ApiError,
     join::{Found, Joined, Place, join, preferred},
+    linger::Lingering,
     link::Part,
     scope::{Known, Listing, Scope, Watched, scope},
     settings::LocalService,
@@ -48,6 +49,8 @@ enum Update {
     Services(BTreeSet<ServiceName>),
     Plain(ServiceName, Vec<HealthEntry>),
     Proxies(ServiceName, Vec<HealthEntry>),
+    /// Time has passed.
+    Tick,
 }
 
 /// What is known of one service.
@@ -86,6 +89,11 @@ struct Discovery {
     /// Every service was answered for at least once; until then a publication would hide services.
     complete: bool,
     published: Option<Vec<Instance>>,
+    /// Something changed since the last look at what there is to publish.
+    dirty: bool,
+    lingering: Lingering,
+    /// Runs until the first instance that lingers is given up.
+    timer: Option<AbortOnDropHandle<()>>,
 }
 
 /// Keeps the catalog of `shared.state` current, for ever. `cached` is what it holds at present.
@@ -138,6 +146,9 @@ impl Discovery {
             planned: false,
             complete: false,
             published: cached,
+            dirty: true,
+            lingering: Lingering::default(),
+            timer: None,
         }
     }
 
@@ -159,6 +170,7 @@ impl Discovery {
 
     fn apply(&mut self, update: Update) {
         match update {
+            Update::Tick => self.dirty = true,
             Update::Services(names) => {
                 self.list = Some(names).filter(|_| self.listing != Listing::None);
                 self.suspects.clear();
@@ -225,6 +237,7 @@ impl Discovery {
             self.watch_proxies(name);
         }
         self.tell(&scope);
+        self.dirty = true;
     }
 
     fn follow_list(&mut self, listing: Listing) {
@@ -310,17 +323,25 @@ impl Discovery {
             tracing::warn!(service = %name, reason, "an instance is left out of the mesh; traffic to it is not protected");
         }
         entry.unusable = joined.unusable;
+        self.dirty |= !entry.live || entry.found.as_ref() != Some(&joined.found);
         entry.found = Some(joined.found);
         entry.live = true;
     }
 
     /// Publishes what is known, if it is the whole and differs; returns whether it did.
     fn publish(&mut self) -> bool {
+        if !std::mem::take(&mut self.dirty) {
+            return false;
+        }
         self.complete |= self.planned && self.services.values().all(|entry| entry.found.is_some());
         if !self.complete {
             return false;
         }
-        let instances = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
+        let found = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
+        let settings = &self.shared.settings;
+        let instances =
+            self.lingering.with(found, &settings.node, settings.linger, std::time::Instant::now());
+        self.timer = self.lingering.until().map(|until| spawn(tick(until, self.updates.clone())));
         let changed = self.published.as_ref() != Some(&instances);
         if changed {
             tracing::debug!(instances = instances.len(), "catalog changed");
@@ -343,6 +364,12 @@ const SIDECAR: &str = "-sidecar-proxy";
 fn is_sidecar_of(name: &ServiceName, names: &BTreeSet<ServiceName>) -> bool {
     let of = name.as_str().strip_suffix(SIDECAR).and_then(|of| of.parse::<ServiceName>().ok());
     of.is_some_and(|of| names.contains(&of))
+}
+
+async fn tick(at: Instant, updates: mpsc::Sender<Update>) {
+    tokio::time::sleep_until(at.into()).await;
+    // The actor outlives its timer.
+    let _ = updates.send(Update::Tick).await;
 }
 
 async fn follow_health(

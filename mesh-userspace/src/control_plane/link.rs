@@ -4,22 +4,25 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
-    client::ApiError,
+    client::{ApiError, ErrorKind},
     pace::backoff,
     settings::{Kind, Settings},
+    token::TokenSource,
 };
 use crate::{identity::ServiceName, state::MeshState};
 
 /// Something that talks to the control plane by itself.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Part {
+    /// What the token grants of what this host needs.
+    Token,
     Roots,
     Services,
     Service(ServiceName),
@@ -32,6 +35,8 @@ pub enum Part {
     DefaultPolicy,
     Leaf(ServiceName),
     Registration,
+    /// Whether it is alive at all.
+    Leader,
 }
 
 impl Part {
@@ -44,8 +49,9 @@ impl Part {
             | Self::Proxies(_)
             | Self::Intentions
             | Self::IntentionsOf(_)
-            | Self::DefaultPolicy => true,
-            Self::Leaf(_) | Self::Registration => false,
+            | Self::DefaultPolicy
+            | Self::Leader => true,
+            Self::Token | Self::Leaf(_) | Self::Registration => false,
         }
     }
 }
@@ -57,6 +63,8 @@ pub struct Status {
     pub address: String,
     /// Every part of the view was answered last time it was asked for.
     pub connected: bool,
+    /// Since when; the last time that it was, while it is not.
+    pub connected_since: Option<SystemTime>,
     pub last_contact: Option<SystemTime>,
     /// The latest error of what fails at present; `None` when nothing does.
     pub last_error: Option<String>,
@@ -65,26 +73,51 @@ pub struct Status {
     pub stale_since: Option<SystemTime>,
     /// What is served came from the disk cache, and the control plane has not confirmed all of it yet.
     pub from_disk_cache: bool,
+    /// Why leafs are not renewed at present, by service.
+    pub leaf_errors: BTreeMap<ServiceName, String>,
+}
+
+impl Status {
+    /// Returns why the leaf of `service` is not renewed; when it is `late`, an outage is why even if none was asked for.
+    pub fn why_not_renewed(&self, service: &ServiceName, late: bool) -> Option<String> {
+        let outage = self.last_error.as_ref().filter(|_| late && !self.connected);
+        self.leaf_errors.get(service).or(outage).cloned()
+    }
 }
 
 /// One failed question may be a closed idle connection; two in a row are a fault.
 const FAILURES_TO_BE_LOST: u32 = 2;
 
+/// How often a token file is looked at while the token in it does not do.
+const LOOK_AT_TOKEN: Duration = Duration::from_millis(500);
+
 pub(super) struct Link {
     state: MeshState,
+    token: Option<TokenSource>,
     inner: Mutex<Inner>,
     /// Counts outages. An agent that came back may have forgotten its indexes: every watch asks anew.
     outages: watch::Sender<u64>,
+    /// Counts the ends of faults that were none of the agent's own.
+    renewals: watch::Sender<u64>,
     /// Counts parts that were answered again: those who wait to retry need not wait longer.
     recoveries: watch::Sender<u64>,
 }
 
 struct Inner {
     status: Status,
-    /// Failures in a row and the last error, of the parts that fail.
-    failing: BTreeMap<Part, (u32, String)>,
+    /// The parts that fail.
+    failing: BTreeMap<Part, Failing>,
     /// The log has said that it is lost.
     lost: bool,
+}
+
+struct Failing {
+    /// How many times in a row.
+    times: u32,
+    since: SystemTime,
+    kind: ErrorKind,
+    /// The last error.
+    text: String,
 }
 
 impl Link {
@@ -93,18 +126,39 @@ impl Link {
             kind: settings.kind,
             address: settings.access.address.to_string(),
             connected: false,
+            connected_since: None,
             last_contact: None,
             last_error: None,
             index: 0,
             stale_since: None,
             from_disk_cache: false,
+            leaf_errors: BTreeMap::new(),
         };
         let inner = Mutex::new(Inner { status, failing: BTreeMap::new(), lost: false });
-        Self { state, inner, outages: watch::Sender::new(0), recoveries: watch::Sender::new(0) }
+        let token = settings.access.token.clone();
+        Self {
+            state,
+            token,
+            inner,
+            outages: watch::Sender::new(0),
+            renewals: watch::Sender::new(0),
+            recoveries: watch::Sender::new(0),
+        }
     }
 
     pub fn status(&self) -> Status {
-        self.lock().status.clone()
+        let inner = self.lock();
+        let leaf_errors = inner.failing.iter().filter_map(|(part, failing)| match part {
+            Part::Leaf(service) => Some((service.clone(), failing.text.clone())),
+            _ => None,
+        });
+        Status { leaf_errors: leaf_errors.collect(), ..inner.status.clone() }
+    }
+
+    /// The control plane says that `service` may not have a leaf: not that it cannot be asked.
+    pub fn leaf_is_forbidden(&self, service: &ServiceName) -> bool {
+        let failing = &self.lock().failing;
+        failing.get(&Part::Leaf(service.clone())).is_some_and(|failing| failing.kind == ErrorKind::Forbidden)
     }
 
     pub fn outages(&self) -> watch::Receiver<u64> {
@@ -141,14 +195,41 @@ impl Link {
         }
     }
 
-    /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or,
-    /// in an outage, as soon as another part is answered again.
+    /// Makes the watches that matter most ask anew: what they wait for may have happened elsewhere.
+    pub fn ask_anew(&self) {
+        self.renewals.send_modify(|n| *n += 1);
+    }
+
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewals.subscribe()
+    }
+
+    /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or
+    /// earlier: when another part is answered again, and for want of a good token when there is another.
     pub async fn pause(&self, failures: u32, error: &ApiError) {
         let mut recoveries = self.recoveries.subscribe();
+        let (together, token) = match error.kind() {
+            ErrorKind::Outage | ErrorKind::Status(_) | ErrorKind::Other => (true, false),
+            ErrorKind::Forbidden | ErrorKind::Token => (false, true),
+            ErrorKind::TooMany => (false, false),
+        };
         tokio::select! {
             () = tokio::time::sleep(backoff(failures, rand::random())) => {}
             // The sender lives in `self`.
-            _ = recoveries.changed(), if error.is_outage() => {}
+            _ = recoveries.changed(), if together => {}
+            () = self.another_token(), if token => {}
+        }
+    }
+
+    /// Returns when the token file holds another token than now.
+    async fn another_token(&self) {
+        let Some(token) = &self.token else { return std::future::pending().await };
+        let before = token.current().ok();
+        loop {
+            tokio::time::sleep(LOOK_AT_TOKEN).await;
+            if token.current().is_ok_and(|now| before.as_ref() != Some(&now)) {
+                return;
+            }
         }
     }
 
@@ -156,19 +237,20 @@ impl Link {
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
         let outage = error.is_outage() && inner.failing.is_empty();
-        let text = error.to_string();
+        let (text, kind) = (error.to_string(), error.kind());
         inner.status.last_error = Some(text.clone());
-        let (failures, last) = inner.failing.entry(part.clone()).or_default();
-        *failures += 1;
-        let failures = *failures;
-        let news = *last != text;
-        last.clone_from(&text);
+        let before = inner.failing.remove(part);
+        // Not by its text: that may name ports and times, and differ each time.
+        let news = before.as_ref().is_none_or(|before| before.kind != kind);
+        let (times, since) = before.map_or((1, now), |before| (before.times.saturating_add(1), before.since));
+        inner.failing.insert(part.clone(), Failing { times, since, kind, text: text.clone() });
         let counts = part.reads_state() || error.is_outage();
-        if counts && failures >= FAILURES_TO_BE_LOST {
-            self.lose(&mut inner, &text, now);
+        if counts && times >= FAILURES_TO_BE_LOST {
+            self.lose(&mut inner, &text, since);
         } else if news && !counts {
             tracing::warn!(part = ?part, error = text, "control plane refuses; retrying");
         }
+        let failures = times;
         drop(inner);
         if outage {
             self.outages.send_modify(|n| *n += 1);
@@ -209,7 +291,7 @@ impl Link {
 
     /// Brings the summary up to date after something got better.
     fn settle(&self, inner: &mut Inner) {
-        inner.status.last_error = inner.failing.values().next_back().map(|(_, text)| text.clone());
+        inner.status.last_error = inner.failing.values().next_back().map(|failing| failing.text.clone());
         if inner.failing.keys().any(Part::reads_state) || inner.status.last_contact.is_none() {
             return;
         }
@@ -221,7 +303,10 @@ impl Link {
             );
         }
         inner.lost = false;
-        inner.status.connected = true;
+        if !inner.status.connected {
+            inner.status.connected = true;
+            inner.status.connected_since = inner.status.last_contact;
+        }
         if !inner.status.from_disk_cache && inner.status.stale_since.take().is_some() {
             self.state.update(|mesh| mesh.stale_since = None);
         }

@@ -162,6 +162,7 @@ pub(super) async fn follow(
         refused: BTreeSet::new(),
         default: None,
         published: cached,
+        dirty: true,
         watches: Vec::new(),
     };
     let services = Arc::clone(&local.borrow_and_update());
@@ -195,6 +196,8 @@ struct Follower {
     /// `None` when it has to be asked for.
     default: Option<Action>,
     published: Option<Policy>,
+    /// Something changed since the last look at what there is to publish.
+    dirty: bool,
     watches: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -208,6 +211,7 @@ impl Follower {
         self.watches.clear();
         self.watches = matches::watches(&self.shared, &names, &self.updates);
         self.names = names;
+        self.dirty = true;
     }
 
     fn apply(&mut self, update: Update) {
@@ -218,15 +222,19 @@ impl Follower {
                     if !self.names.iter().any(|pair| pair == (side, &name)) {
                         continue;
                     }
-                    self.refused.remove(&(side, name.clone()));
-                    self.live.insert((side, name.clone()));
-                    self.policy.lists(side).insert(name, intentions);
+                    let pair = (side, name);
+                    self.dirty |= self.refused.remove(&pair) | self.live.insert(pair.clone());
+                    let before = self.policy.lists(side).get(&pair.1);
+                    if before != Some(&intentions) {
+                        self.policy.lists(side).insert(pair.1, intentions);
+                        self.dirty = true;
+                    }
                 }
                 self.ask_default.notify_one();
             }
             // What is known of it from before goes on counting, as in an outage.
-            Update::Refused(side, name) => drop(self.refused.insert((side, name))),
-            Update::Default(default) => self.default = Some(default),
+            Update::Refused(side, name) => self.dirty |= self.refused.insert((side, name)),
+            Update::Default(default) => self.dirty |= self.default.replace(default) != Some(default),
         }
         if self.policy.default_is_moot() {
             // What a check says now says nothing about the time when that intention is gone.
@@ -235,6 +243,9 @@ impl Follower {
     }
 
     fn publish(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
         let known = |side: Side, name: &ServiceName| {
             let lists =
                 if side == Side::Source { &self.policy.by_source } else { &self.policy.by_destination };

@@ -88,6 +88,7 @@ impl Kernel {
         let mut said = self.lock().degraded();
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut moved = false;
             tokio::select! {
                 changed = mesh.changed() => {
                     if changed.is_err() {
@@ -96,7 +97,7 @@ impl Kernel {
                 }
                 ready = cgroups.readable() => {
                     ready?.clear_ready();
-                    self.want_namespaces();
+                    moved = true;
                 }
                 ready = addresses.readable() => {
                     host::drain_news(&addresses.get_ref().0);
@@ -115,6 +116,10 @@ impl Kernel {
                 }
             }
             self.reconcile();
+            if moved {
+                // Not before the new cgroups are known.
+                self.want_namespaces();
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use super::{kernel::Kernel, services::listen};
 use crate::{
     config::{Config, ControlPlane},
     control_plane::{
-        ApiAccess, ApiAddress, Kind, Settings, TokenSource,
+        ApiAccess, ApiAddress, Kind, LINGER, Settings, TokenSource,
         embedded::{self, Embedded},
     },
 };
@@ -84,7 +84,8 @@ impl Listeners {
     }
 }
 
-fn is_absent(error: &std::io::Error) -> bool {
+/// Whether the error means that there is no such family, or no loopback of it.
+pub fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
 }
 
@@ -110,6 +111,7 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
         trust_domain: settings.trust_domain.clone(),
         listen_tcp: Some(settings.listen),
         unix_socket: Some(config.api_socket()),
+        acl: settings.acl,
         expose,
     })
     .await?;
@@ -139,5 +141,6 @@ pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
         datacenter_given: config.datacenter.is_some(),
         catalog_limit: config.catalog_limit,
         state_dir: config.state_dir.clone(),
+        linger: LINGER,
     }
 }

@@ -10,10 +10,10 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use inotify::{Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use mesh_common::map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -28,8 +28,10 @@ use crate::proxy::ProxyHandle;
 
 /// How often one looks without having been told: nothing tells that a process left a namespace.
 const LOOK: Duration = Duration::from_secs(5);
-/// Causes that come together are dealt with together.
+/// Causes that come together are dealt with together; a visit that takes long is followed by a pause ten times as long.
 const PAUSE: Duration = Duration::from_millis(5);
+/// A namespace that could not be served is tried again after this.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// The namespaces that are served, by their inode number (as in `net:[4026531840]`).
 #[derive(Clone, Default)]
@@ -61,6 +63,7 @@ pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, serve
     if let Err(error) = kernel.lock().serve_no_namespace() {
         tracing::error!(%error, "cannot forget the network namespaces of the daemon before");
     }
+    let mut failed: HashMap<u64, Instant> = HashMap::new();
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -71,44 +74,48 @@ pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, serve
         }
         let cgroups = kernel.lock().workload_cgroups();
         starts.watch(&cgroups);
-        let known: HashSet<u64> = served.lock().keys().copied().collect();
+        let started = Instant::now();
+        failed.retain(|_, at| at.elapsed() < RETRY);
+        let known: HashSet<u64> = served.lock().keys().chain(failed.keys()).copied().collect();
         let Some(visit) = visitor.visit(cgroups, known).await else {
             return Err(io::Error::other("the thread that enters network namespaces has ended"));
         };
         for opened in visit.opened {
-            add(&kernel, proxy, &served, opened);
+            let inode = opened.inode;
+            if let Err(error) = add(&kernel, proxy, &served, opened) {
+                refuse(&mut failed, inode, &error);
+            }
         }
         for (inode, error) in visit.failed {
-            tracing::warn!(
-                namespace = inode,
-                error,
-                "cannot listen in a workload's network namespace: what it would have captured is denied"
-            );
+            refuse(&mut failed, inode, &error);
         }
-        served.lock().retain(|inode, namespace| {
-            let stays = visit.present.contains(inode);
-            if !stays {
-                remove(&kernel, proxy, namespace.cookie);
-                tracing::info!(namespace = inode, "a network namespace without workloads is left");
-            }
-            stays
-        });
-        sleep(PAUSE).await;
+        // `status` takes the kernel's lock and then this one, so that both must not be held here.
+        let gone: Vec<_> = served.lock().extract_if(.., |inode, _| !visit.present.contains(inode)).collect();
+        for (inode, namespace) in gone {
+            remove(&kernel, proxy, namespace.cookie);
+            tracing::info!(namespace = inode, "a network namespace without workloads is left");
+        }
+        sleep(PAUSE.max(started.elapsed() * 10)).await;
     }
 }
 
-fn add(kernel: &Kernel, proxy: &ProxyHandle, served: &Served, opened: Opened) {
+/// Notes that a namespace is not served for now.
+fn refuse(failed: &mut HashMap<u64, Instant>, inode: u64, error: &dyn std::fmt::Display) {
+    tracing::error!(
+        namespace = inode,
+        %error,
+        retry_s = RETRY.as_secs(),
+        "cannot listen in a workload's network namespace: what would be captured in it is denied"
+    );
+    failed.insert(inode, Instant::now());
+}
+
+fn add(kernel: &Kernel, proxy: &ProxyHandle, served: &Served, opened: Opened) -> anyhow::Result<()> {
     let Opened { inode, cookie, sockets } = opened;
-    match serve(kernel, proxy, cookie, sockets) {
-        Ok(listeners) => {
-            tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
-            served.lock().insert(inode, Namespace { cookie, listeners });
-        }
-        Err(error) => {
-            remove(kernel, proxy, cookie);
-            tracing::error!(namespace = inode, %error, "cannot serve a network namespace: what would be captured in it is denied");
-        }
-    }
+    let listeners = serve(kernel, proxy, cookie, sockets).inspect_err(|_| remove(kernel, proxy, cookie))?;
+    tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
+    served.lock().insert(inode, Namespace { cookie, listeners });
+    Ok(())
 }
 
 fn serve(
@@ -173,7 +180,12 @@ impl Starts {
     async fn readable(&mut self) -> io::Result<()> {
         let mut ready = self.inotify.readable_mut().await?;
         let mut buffer = [0; 4096];
-        while ready.get_inner_mut().read_events(&mut buffer).is_ok_and(|events| events.count() > 0) {}
+        while let Ok(events) = ready.get_inner_mut().read_events(&mut buffer) {
+            for event in events.filter(|event| event.mask.contains(EventMask::IGNORED)) {
+                // The cgroup is gone; another one of the same path is watched anew.
+                self.watched.retain(|_, wd| *wd != event.wd);
+            }
+        }
         ready.clear_ready();
         Ok(())
     }

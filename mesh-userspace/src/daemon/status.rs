@@ -13,13 +13,13 @@ use crate::{
         WorkloadStatus,
     },
     config::{Config, Egress},
-    control_plane::Health,
+    control_plane::{Health, late_at},
     datapath::{
         direct::Direct,
-        engine::{Engine, WorkloadCgroup},
+        engine::WorkloadCgroup,
         events::{Kind, Report},
         load::AttachState,
-        uncaptured::{End, Uncaptured},
+        uncaptured::{self, End, Uncaptured},
     },
     identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
@@ -30,6 +30,14 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let now = SystemTime::now();
     let config = daemon.config();
     let (live, ended) = daemon.proxy().flows().report(now);
+    let listeners = daemon.listeners();
+    // Neither the list of sockets nor that of listeners is made with the engine locked: one takes long, the other a lock.
+    let (connections, listed) = match uncaptured::established() {
+        Ok(all) => (all, None),
+        Err(error) => {
+            (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
+        }
+    };
     let engine = daemon.kernel.lock();
     let cgroups = engine.workloads(&daemon.governed);
     let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
@@ -45,17 +53,13 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         workloads: workloads(&config, &cgroups),
         services: services(daemon, &config),
         flows,
-        uncaptured: uncaptured(daemon, &engine),
+        uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
         recent: recent(&ended, &daemon.recent.list(), now),
         certificates: certificates(daemon, now),
         control_plane: control_plane(daemon),
         counters: counters(daemon, &engine.counters()),
-        listeners: daemon
-            .listeners()
-            .into_iter()
-            .map(|(role, address)| ListenerStatus { role, address })
-            .collect(),
-        degraded: engine.degraded(),
+        listeners: listeners.into_iter().map(|(role, address)| ListenerStatus { role, address }).collect(),
+        degraded: engine.degraded().into_iter().chain(listed).collect(),
         exempt: exempt(daemon, &config, &cgroups),
     }
 }
@@ -64,16 +68,6 @@ pub fn report(daemon: &Daemon) -> StatusReport {
 fn datacenter(daemon: &Daemon, config: &Config) -> String {
     let of_leaf = || daemon.mesh.load().leafs.values().next().map(|leaf| leaf.id.datacenter.clone());
     config.datacenter.clone().or_else(of_leaf).unwrap_or_else(|| config.datacenter().to_owned())
-}
-
-fn uncaptured(daemon: &Daemon, engine: &Engine) -> Vec<UncapturedStatus> {
-    match engine.uncaptured() {
-        Ok(all) => all.iter().map(|one| uncaptured_status(daemon, one)).collect(),
-        Err(error) => {
-            tracing::error!(%error, "connections from before the daemon cannot be listed");
-            Vec::new()
-        }
-    }
 }
 
 /// One uncaptured connection in the report's words.
@@ -302,6 +296,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
 
 fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
     let mesh = daemon.mesh.load();
+    let plane = daemon.sync_status();
     let mut all: Vec<_> = mesh
         .leafs
         .iter()
@@ -314,6 +309,10 @@ fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
                 Ok(left) => seconds(left),
                 Err(over) => -seconds(over.duration()),
             },
+            late: late_at(leaf) <= now,
+            renewal_error: plane
+                .as_ref()
+                .and_then(|plane| plane.why_not_renewed(service, late_at(leaf) <= now)),
         })
         .collect();
     all.sort_by(|a, b| a.service.cmp(&b.service));
@@ -331,7 +330,7 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
         connected: status.connected,
-        since: status.last_contact.filter(|_| status.connected).map(Timestamp),
+        since: status.connected_since.filter(|_| status.connected).map(Timestamp),
         stale_since: status.stale_since.map(Timestamp),
         last_error: status.last_error,
         index: status.index,

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
-use super::place;
+use super::{listeners::is_absent, place};
 use crate::datapath::host;
 
 const KEPT: [Capability; 3] =
@@ -145,9 +145,14 @@ fn namespaces_of(cgroup: &Path, found: &mut HashMap<u64, u32>) {
 fn listen() -> io::Result<(u64, Vec<TcpListener>)> {
     let v4 = loopback(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?;
     let cookie = host::cookie_of(&v4)?;
-    // A namespace without IPv6: nobody in it dials IPv6.
-    let v6 = loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()).ok();
-    Ok((cookie, [Some(v4), v6].into_iter().flatten().collect()))
+    let mut sockets = vec![v4];
+    match loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()) {
+        Ok(v6) => sockets.push(v6),
+        // A namespace without IPv6: nobody in it dials IPv6.
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok((cookie, sockets))
 }
 
 fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {

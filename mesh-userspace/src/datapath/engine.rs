@@ -14,7 +14,7 @@ use aya_log::EbpfLogger;
 use mesh_common::{
     counter::Counter,
     flow::{FlowKey, FlowRecord},
-    map::{self, ListenerKey},
+    map::{self, ListenerKey, NAMESPACE_SERVED},
     policy::PolicyKey,
 };
 
@@ -28,9 +28,9 @@ use super::{
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
     names::{NameReader, Names},
-    sock_diag::{self, Connection},
+    sock_diag,
     tables::{TableError, Tables},
-    uncaptured::{self, Facts, Uncaptured},
+    uncaptured::{self, Connection, Facts, Uncaptured},
 };
 use crate::{identity::ServiceName, state::Mesh};
 
@@ -71,7 +71,7 @@ pub struct Engine {
     direct: DirectMap,
     pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
     listeners: SockHash<MapData, ListenerKey>,
-    namespaces: BpfHashMap<MapData, u64, u32>,
+    namespaces: BpfHashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
     addresses: HashSet<IpAddr>,
     netns: u64,
@@ -194,7 +194,7 @@ impl Engine {
     /// Notes that the daemon listens in a network namespace, other than the host's, or no longer does.
     pub fn set_served(&mut self, netns: u64, served: bool) -> Result<(), EngineError> {
         let changed = if served {
-            self.namespaces.insert(netns, 1, 0)
+            self.namespaces.insert(netns, NAMESPACE_SERVED, 0)
         } else {
             match self.namespaces.remove(&netns) {
                 Err(MapError::KeyNotFound) => Ok(()),
@@ -206,7 +206,12 @@ impl Engine {
 
     /// Forgets the namespaces of an earlier daemon.
     pub fn serve_no_namespace(&mut self) -> Result<(), EngineError> {
-        let left: Vec<u64> = self.namespaces.keys().filter_map(Result::ok).collect();
+        self.forget_namespaces(|_| true)
+    }
+
+    fn forget_namespaces(&mut self, which: impl Fn(u64) -> bool) -> Result<(), EngineError> {
+        let entries = self.namespaces.iter().filter_map(Result::ok);
+        let left: Vec<u64> = entries.filter(|(_, value)| which(*value)).map(|(netns, _)| netns).collect();
         left.into_iter().try_for_each(|netns| self.set_served(netns, false))
     }
 
@@ -265,6 +270,8 @@ impl Engine {
     /// Removes records of connections that never came to be.
     pub fn sweep(&mut self) {
         self.direct.sweep();
+        // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
+        let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);
         let lost = flows::sweep(&mut self.pending, monotonic());
         if lost > 0 {
             tracing::warn!(lost, "captured connections that the listener never accepted");
@@ -305,9 +312,8 @@ impl Engine {
         self.direct.list()
     }
 
-    /// Returns the connections in clear that would be the mesh's, had they been opened now. Nothing before the catalog is
-    /// known.
-    pub fn uncaptured(&self) -> Result<Vec<Uncaptured>, EngineError> {
+    /// Returns those of `connections` that are in clear and would be the mesh's, had they been opened now.
+    pub fn uncaptured(&self, connections: Vec<Connection>) -> Vec<Uncaptured> {
         let names = self.names.reader();
         let facts = Facts {
             tables: &self.tables,
@@ -315,18 +321,7 @@ impl Engine {
             direct: &|cookie| self.direct.contains(cookie),
             name: &|id| names.name(id),
         };
-        uncaptured::list(&facts)
-            .map_err(|source| EngineError::Io { op: "list the host's connections", source })
-    }
-
-    /// Destroys one of [`uncaptured`](Self::uncaptured): its program sees `ECONNABORTED`, its peer a reset.
-    pub fn cut_uncaptured(&self, one: &Uncaptured) -> io::Result<()> {
-        let Connection { local, remote, cookie, .. } = one.connection;
-        match sock_diag::destroy(local, remote, cookie) {
-            // It ended by itself meanwhile.
-            Err(gone) if gone.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            other => other,
-        }
+        uncaptured::judge(&facts, connections)
     }
 
     /// Returns how many captured connections wait for `accept()`.

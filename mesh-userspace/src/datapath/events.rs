@@ -61,7 +61,8 @@ pub struct Report {
 
 impl Report {
     fn is_unserved(&self) -> bool {
-        self.kind == Kind::Namespace || self.reason == event::reason_text(event::REASON_NO_LISTENER)
+        let denied = self.kind == Kind::Denied;
+        self.kind == Kind::Namespace || denied && self.reason == event::reason_text(event::REASON_NO_LISTENER)
     }
 }
 

@@ -132,10 +132,14 @@ pub struct Connection {
     pub cgroup: u64,
 }
 
-/// `INET_DIAG_CGROUP_ID` (include/uapi/linux/inet_diag.h); comes with the traffic class.
+/// `INET_DIAG_CGROUP_ID` (include/uapi/linux/inet_diag.h).
 const CGROUP_ID: u16 = 21;
 
-/// Lists the TCP sockets over which bytes can still come or go.
+/// Lists the TCP sockets of programs over which bytes can still come or go; once each, however the kernel's table moves
+/// meanwhile. It takes time that grows with their number.
+///
+/// # Errors
+/// The kernel's.
 pub fn established() -> io::Result<Vec<Connection>> {
     let mut all = Vec::new();
     for (family, mut socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
@@ -154,6 +158,8 @@ pub fn established() -> io::Result<Vec<Connection>> {
         let socket = send(request, NLM_F_DUMP, None)?;
         while take_batch(&socket, &mut all)? {}
     }
+    all.sort_unstable_by_key(|connection: &Connection| connection.cookie);
+    all.dedup_by_key(|connection| connection.cookie);
     Ok(all)
 }
 
@@ -164,8 +170,9 @@ fn take_batch(socket: &Socket, all: &mut Vec<Connection>) -> io::Result<bool> {
     while !rest.is_empty() {
         let message = parse(rest)?;
         match message.payload {
+            // What no program holds any more (TIME_WAIT, orphans) has no inode.
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                all.push(connection(&response));
+                all.extend((response.header.inode != 0).then(|| connection(&response)));
             }
             NetlinkPayload::Done(_) => return Ok(false),
             NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),

@@ -3,13 +3,10 @@
 
 use std::{collections::HashMap, io, net::SocketAddr, path::PathBuf};
 
-use mesh_common::policy::ServiceId;
+use mesh_common::{addr::Endpoint, policy::ServiceId};
 
-use super::{
-    classify::Classifier,
-    sock_diag::{self, Connection},
-    tables::Tables,
-};
+pub use super::sock_diag::{Connection, established};
+use super::{classify::Classifier, sock_diag, tables::Tables};
 use crate::identity::ServiceName;
 
 /// Which end of the connection is here.
@@ -35,7 +32,7 @@ pub struct Uncaptured {
     pub local: SocketAddr,
     pub remote: SocketAddr,
     /// With the two ends, what destroys it.
-    pub(super) connection: Connection,
+    connection: Connection,
 }
 
 /// What is asked of the rest of the engine.
@@ -47,42 +44,58 @@ pub(super) struct Facts<'a> {
     pub name: &'a dyn Fn(ServiceId) -> Option<ServiceName>,
 }
 
-/// Lists the uncaptured connections of the host's network namespace.
-pub(super) fn list(facts: &Facts<'_>) -> io::Result<Vec<Uncaptured>> {
-    let cgroups = facts.classifier.by_id();
-    let connections = sock_diag::established()?;
-    Ok(connections.into_iter().filter_map(|connection| judge(facts, &cgroups, connection)).collect())
+impl Uncaptured {
+    /// Destroys it: its program sees `ECONNABORTED`, its peer a reset.
+    ///
+    /// # Errors
+    /// The kernel's; that it ended by itself meanwhile is none.
+    pub fn cut(&self) -> io::Result<()> {
+        let Connection { local, remote, cookie, .. } = self.connection;
+        match sock_diag::destroy(local, remote, cookie) {
+            Err(gone) if gone.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
 }
 
-fn judge(facts: &Facts<'_>, cgroups: &HashMap<u64, &PathBuf>, connection: Connection) -> Option<Uncaptured> {
+/// Picks the uncaptured ones of [`established`].
+pub(super) fn judge(facts: &Facts<'_>, connections: Vec<Connection>) -> Vec<Uncaptured> {
+    let cgroups = facts.classifier.by_id();
+    connections.into_iter().filter_map(|connection| judge_one(facts, &cgroups, connection)).collect()
+}
+
+fn judge_one(
+    facts: &Facts<'_>,
+    cgroups: &HashMap<u64, &PathBuf>,
+    connection: Connection,
+) -> Option<Uncaptured> {
     let Connection { local, remote, cookie, cgroup } = connection;
-    let here = |end: &mesh_common::addr::Endpoint| end.addr.is_loopback() || facts.tables.is_own(end.addr);
+    let here = |end: &Endpoint| end.addr.is_loopback() || facts.tables.is_own(end.addr);
     let path = cgroups.get(&cgroup).map(|path| PathBuf::clone(path));
     let owner = path.as_deref().and_then(|path| facts.classifier.workload_of(path));
-    let found = |end, source, destination| Uncaptured {
+    let exempt = owner.is_some_and(|owner| owner.service.is_none());
+    if exempt {
+        return None;
+    }
+    let source = owner.and_then(|owner| owner.service.clone());
+    let (end, source, destination) = if here(&remote) {
+        // From its other end it is the service's own.
+        let destination = facts.tables.guarded(remote.port).filter(|_| !(facts.direct)(cookie))?;
+        (End::Local, source, destination)
+    } else if here(&local)
+        && let Some(destination) = facts.tables.guarded(local.port)
+    {
+        (End::Inbound, None, destination)
+    } else {
+        (End::Outbound, Some(source?), facts.tables.destination(remote)?)
+    };
+    Some(Uncaptured {
         end,
         source,
         destination: (facts.name)(destination),
-        cgroup: path.clone(),
+        cgroup: path,
         local: local.into(),
         remote: remote.into(),
         connection,
-    };
-    if here(&remote)
-        && let Some(service) = facts.tables.guarded(remote.port)
-    {
-        // From its other end it is the service's own.
-        let exempt = owner.is_some_and(|owner| owner.service.is_none());
-        let decided = exempt || (facts.direct)(cookie);
-        return (!decided).then(|| found(End::Local, owner.and_then(|o| o.service.clone()), service));
-    }
-    if let Some(service) = facts.tables.guarded(local.port)
-        && here(&local)
-        && !here(&remote)
-    {
-        return Some(found(End::Inbound, None, service));
-    }
-    let service = owner?.service.clone()?;
-    let destination = facts.tables.destination(remote)?;
-    Some(found(End::Outbound, Some(service), destination))
+    })
 }

@@ -9,7 +9,7 @@ use crate::{
     admin::StatusReport,
     cli::{Global, target},
     config::{Config, ControlPlane},
-    control_plane::{ApiError, Client},
+    control_plane::{ApiError, Client, permission},
 };
 
 const CHECK: &str = "control plane";
@@ -32,7 +32,7 @@ pub async fn check(global: &Global, config: &Config, running: bool) -> Vec<Findi
     }];
     if let Ok(answer) = roots {
         findings.extend(answer.date.as_deref().and_then(skew));
-        findings.push(token(&api).await);
+        findings.push(token(&api, config).await);
     }
     findings
 }
@@ -58,18 +58,30 @@ fn unreachable(api: &Client, error: &ApiError) -> Finding {
     Finding::fail(CHECK, detail, fix)
 }
 
-async fn token(api: &Client) -> Finding {
+async fn token(api: &Client, config: &Config) -> Finding {
     const CHECK: &str = "token";
     let given =
         if api.access().token.is_some() { "is accepted" } else { "none given, and none needed to read" };
     match api.ask("/v1/agent/services").await {
-        Ok(_) => Finding::ok(CHECK, given),
+        Ok(_) => lacking(api, config).await.unwrap_or_else(|| Finding::ok(CHECK, given)),
         Err(error @ (ApiError::Forbidden { .. } | ApiError::NotFound { .. } | ApiError::Status { .. })) => {
             let fix = "control_plane.token_file with a token for service:write and intentions:read";
             Finding::fail(CHECK, format!("refused: {error}"), fix)
         }
         Err(error) => Finding::fail(CHECK, error.to_string(), "start the control plane again"),
     }
+}
+
+/// Asks for what this host's services need; Consul leaves out of its answers what a token may not see, so that a read
+/// which succeeds proves little.
+async fn lacking(api: &Client, config: &Config) -> Option<Finding> {
+    let services = config.services.iter().map(|service| (&service.name, service.protected.is_some()));
+    let lacks = permission::missing(api, services).await.ok()??;
+    if lacks.is_empty() {
+        return Some(Finding::ok("token", "grants all that the services of this host need"));
+    }
+    let detail = format!("lacks {}", lacks.join(", "));
+    Some(Finding::fail("token", detail, "add these rules to a policy of the token"))
 }
 
 /// Returns a finding where the daemon watches a part of the catalog only.

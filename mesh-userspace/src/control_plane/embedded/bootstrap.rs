@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 
 use super::{
-    EmbeddedError, Settings, ca::Authority, duration, files, issuer::LEAF_TTL, model::Root, registration,
-    store::Store,
+    EmbeddedError, Settings, acl, ca::Authority, duration, files, issuer::LEAF_TTL, model::Root,
+    registration, store::Store,
 };
 use crate::identity::TrustDomain;
 
@@ -45,6 +45,9 @@ pub async fn bootstrap(
                 config.insert(LEAF_TTL.to_owned(), ttl.clone());
                 txn.put_ca_config(config);
                 txn.put_setting(CONFIGURED_TTL, &ttl);
+            }
+            if settings.acl {
+                acl::ensure_builtin(txn);
             }
             Ok::<_, registration::Refusal>(())
         })

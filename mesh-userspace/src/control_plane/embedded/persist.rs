@@ -14,7 +14,8 @@ use super::{
 use crate::intention::Action;
 
 /// Step N brings a file of version N to version N + 1. Never edited, only added to.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE nodes (name TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE services (node TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL,
         as_sidecar INTEGER NOT NULL, doc TEXT NOT NULL, PRIMARY KEY (node, id)) WITHOUT ROWID;
@@ -24,7 +25,12 @@ const MIGRATIONS: &[&str] = &["
         doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE roots (id TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE acl_policies (id TEXT PRIMARY KEY, name TEXT NOT NULL, doc TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE acl_tokens (accessor TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
+",
+];
 
 /// Where the last index is kept; written with every commit.
 const INDEX: &str = "index";
@@ -86,7 +92,20 @@ impl Disk {
         for (id, doc) in self.pairs("SELECT id, doc FROM roots")? {
             Arc::make_mut(&mut tables.roots).insert(id.into(), Arc::new(row("roots", &doc)?));
         }
+        self.load_acl(&mut tables)?;
         Ok(tables)
+    }
+
+    fn load_acl(&self, tables: &mut Tables) -> Result<(), DiskError> {
+        let registry = Arc::make_mut(&mut tables.acl);
+        for (_, doc) in self.pairs("SELECT id, doc FROM acl_policies")? {
+            registry.put_policy(Arc::new(row("acl_policies", &doc)?));
+        }
+        for (_, doc) in self.pairs("SELECT accessor, doc FROM acl_tokens")? {
+            registry.put_token(Arc::new(row("acl_tokens", &doc)?));
+        }
+        registry.settle();
+        Ok(())
     }
 
     fn load_settings(&self, tables: &mut Tables) -> Result<(), DiskError> {
@@ -187,6 +206,14 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         }
         Change::CaConfig(row) => put_setting(to, CA_CONFIG, &doc(&**row)),
         Change::Setting(name, value) => put_setting(to, name, value),
+        Change::Policy(id, None) => run("DELETE FROM acl_policies WHERE id = ?1", params![id]),
+        Change::Policy(id, Some(row)) => {
+            run("INSERT OR REPLACE INTO acl_policies VALUES (?1, ?2, ?3)", params![id, row.name, doc(&**row)])
+        }
+        Change::Token(accessor, None) => run("DELETE FROM acl_tokens WHERE accessor = ?1", params![accessor]),
+        Change::Token(accessor, Some(row)) => {
+            run("INSERT OR REPLACE INTO acl_tokens VALUES (?1, ?2)", params![accessor, doc(&**row)])
+        }
     }
 }
 

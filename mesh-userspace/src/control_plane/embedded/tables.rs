@@ -4,6 +4,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use super::{
+    acl::Registry,
     model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Root, Service, Status},
     ordered::Ordered,
 };
@@ -53,6 +54,7 @@ pub struct Tables {
     pub(super) ca_config: Arc<CaConfig>,
     pub(super) settings: Arc<BTreeMap<String, String>>,
     pub(super) leafs: Arc<BTreeMap<Name, Arc<AgentLeaf>>>,
+    pub(super) acl: Arc<Registry>,
 }
 
 impl Tables {
@@ -74,6 +76,7 @@ impl Tables {
             ca_config: Arc::new(CaConfig { config: BTreeMap::new(), create_index: 0, modify_index: 0 }),
             settings: Arc::default(),
             leafs: Arc::default(),
+            acl: Arc::default(),
         }
     }
 
@@ -250,6 +253,10 @@ impl Tables {
 
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.get(name).map(String::as_str)
+    }
+
+    pub fn acl(&self) -> &Registry {
+        &self.acl
     }
 
     pub fn leaf(&self, service: &str) -> Option<&Arc<AgentLeaf>> {

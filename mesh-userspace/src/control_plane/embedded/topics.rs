@@ -38,6 +38,8 @@ pub enum Topic {
     Connect(Arc<str>),
     /// The leaf that this server made for one service.
     Leaf(Arc<str>),
+    /// Policies and tokens.
+    Acl,
 }
 
 /// Sweeps begin at this many entries, so that names somebody makes up cannot fill the memory.

@@ -9,6 +9,7 @@ use std::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
+    acl,
     model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Probe, Root, Service, Status},
     tables::{Tables, Tags},
     topics::Topic,
@@ -24,6 +25,8 @@ pub enum Change {
     Root(Arc<Root>),
     CaConfig(Arc<CaConfig>),
     Setting(String, String),
+    Policy(Arc<str>, Option<Arc<acl::Policy>>),
+    Token(Arc<str>, Option<Arc<acl::Token>>),
 }
 
 pub struct Txn {

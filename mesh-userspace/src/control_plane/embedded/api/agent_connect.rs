@@ -15,13 +15,20 @@ use super::{
     read::{self, Read, with_index},
 };
 use crate::{
-    control_plane::embedded::{auth::Trusted, issuer::IssueError, registration, topics::Topic},
+    control_plane::embedded::{
+        acl::{Caller, Right},
+        auth::Trusted,
+        issuer::IssueError,
+        registration,
+        topics::Topic,
+    },
     identity::SpiffeId,
     intention::Action,
 };
 
 pub async fn authorize(
     State(app): State<App>,
+    caller: Caller,
     Json(body): Json<AuthorizeBody>,
 ) -> Result<Response, ApiError> {
     let bad = |text: String| ApiError::BadRequest(format!("Bad request: {text}"));
@@ -30,6 +37,7 @@ pub async fn authorize(
     }
     names::namespace("Namespace", &body.namespace)?;
     let target = names::service("Target", &body.target)?;
+    caller.demand(Right::service_write(target.as_str()))?;
     let caller: SpiffeId = body
         .client_cert_uri
         .parse()
@@ -76,8 +84,11 @@ async fn wait_for_leaf(service: &str, read: &Read) -> Result<Response, ApiError>
     let deadline = read.deadline();
     let seen = read.wait_beyond();
     let mut watch = read.app.store.topics().watch(&Topic::Leaf(service.as_str().into()));
+    let mut acl = read.watch_acl();
     loop {
         watch.mark_unchanged();
+        read.renew(&read.app.store.tables())?;
+        read.demand(Right::service_write(service.as_str()))?;
         let (leaf, due) = read.app.issuer.leaf(&service).await.map_err(|error| match error {
             IssueError::Ca(error) => ApiError::Ca(error),
             IssueError::Store(error) => ApiError::Store(error),
@@ -88,6 +99,7 @@ async fn wait_for_leaf(service: &str, read: &Read) -> Result<Response, ApiError>
         }
         tokio::select! {
             _ = watch.changed() => {}
+            () = acl.changed() => {}
             () = sleep_until(due.min(deadline)) => {}
             () = read.app.closing.cancelled() => {}
         }

@@ -14,6 +14,7 @@ use super::{
     read::{self, Read},
 };
 use crate::control_plane::embedded::{
+    acl::{Caller, Right},
     duration,
     issuer::{LEAF_TTL, LEAF_TTLS},
     model::Strings,
@@ -46,6 +47,7 @@ pub async fn roots(read: Read) -> Response {
 
 pub async fn configuration(read: Read) -> Response {
     read.answer(Topic::CaConfig, |tables| {
+        read.demand(Right::OPERATOR_READ)?;
         let row = tables.ca_config();
         Ok(json!({
             "Provider": "consul",
@@ -60,7 +62,12 @@ pub async fn configuration(read: Read) -> Response {
 }
 
 /// Changes the leafs' lifetime, for leafs made from now on.
-pub async fn configure(State(app): State<App>, Json(body): Json<CaBody>) -> Result<(), ApiError> {
+pub async fn configure(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<CaBody>,
+) -> Result<(), ApiError> {
+    caller.demand(Right::OPERATOR_WRITE)?;
     let bad = |text: String| ApiError::BadRequest(text);
     if body.provider != "consul" {
         return Err(bad("Provider: the embedded control plane has its own CA, named \"consul\"".to_owned()));
@@ -94,8 +101,10 @@ pub async fn configure(State(app): State<App>, Json(body): Json<CaBody>) -> Resu
 pub async fn sign(
     Path(service): Path<String>,
     State(app): State<App>,
+    caller: Caller,
     Raw(csr): Raw,
 ) -> Result<Response, ApiError> {
     let service = names::service("service", &service)?;
+    caller.demand(Right::service_write(service.as_str()))?;
     Ok(read::json(&app.issuer.sign(&service, &csr)?, false))
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     control_plane::embedded::{
+        acl::{Caller, Right},
         model::IntentionRow,
         registration::{self, Refusal},
         topics::Topic,
@@ -33,7 +34,9 @@ fn bad(text: impl Into<String>) -> ApiError {
 
 pub async fn list(read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
-        Ok(tables.intentions().into_iter().map(|row| view::intention(row)).collect::<Vec<_>>())
+        let viewer = read.viewer();
+        let seen = tables.intentions().into_iter().filter(|row| viewer.sees_intention(row));
+        Ok(seen.map(|row| view::intention(row)).collect::<Vec<_>>())
     })
     .await
 }
@@ -41,16 +44,33 @@ pub async fn list(read: Read) -> Response {
 pub async fn read(Path(id): Path<String>, read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
         uuid(&id)?;
-        Ok(view::intention(tables.intention(&id).ok_or(Refusal::NoExact)?))
+        readable(&read, tables.intention(&id).ok_or(Refusal::NoExact)?)
     })
     .await
 }
 
-pub async fn create(State(app): State<App>, Json(body): Json<IntentionBody>) -> Result<Response, ApiError> {
+fn readable(read: &Read, row: &IntentionRow) -> Result<serde_json::Value, ApiError> {
+    if !read.viewer().sees_intention(row) {
+        read.demand(Right::intention_read(&row.destination.to_string()))?;
+    }
+    Ok(view::intention(row))
+}
+
+/// An intention is its destination's: who may write it may change who reaches that service.
+fn writable(caller: &Caller, row: &IntentionRow) -> Result<(), ApiError> {
+    Ok(caller.demand(Right::intention_write(&row.destination.to_string()))?)
+}
+
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<IntentionBody>,
+) -> Result<Response, ApiError> {
     if !body.id.is_empty() {
-        return Err(bad("ID: must be empty when creating a new intention"));
+        return Err(bad("ID must be empty when creating a new intention"));
     }
     let mut row = row(body)?;
+    writable(&caller, &row)?;
     let id = uuid::Uuid::new_v4().to_string();
     row.id = id.as_str().into();
     app.store
@@ -67,6 +87,7 @@ pub async fn create(State(app): State<App>, Json(body): Json<IntentionBody>) -> 
 pub async fn update(
     Path(id): Path<String>,
     State(app): State<App>,
+    caller: Caller,
     Json(body): Json<IntentionBody>,
 ) -> Result<Response, ApiError> {
     uuid(&id)?;
@@ -79,22 +100,33 @@ pub async fn update(
     app.store
         .write(move |txn| {
             let Some(old) = txn.tables.intention(&id) else {
-                return Err(Refusal::NoIntention("modify", id));
+                return Err(Refusal::NoIntention("modify", id).into());
             };
+            writable(&caller, old)?;
+            writable(&caller, &row)?;
             row.created_at.clone_from(&old.created_at);
             row.updated_at = txn.now_text();
-            registration::put_intention(txn, row)
+            Ok::<_, ApiError>(registration::put_intention(txn, row)?)
         })
         .await?;
     Ok(read::json(&answer, false))
 }
 
-pub async fn delete(Path(id): Path<String>, State(app): State<App>) -> Result<(), ApiError> {
+pub async fn delete(
+    Path(id): Path<String>,
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<Response, ApiError> {
     uuid(&id)?;
     let write = app.store.write(move |txn| {
-        if txn.delete_intention(&id) { Ok(()) } else { Err(Refusal::NoIntention("delete", id)) }
+        let Some(row) = txn.tables.intention(&id) else {
+            return Err(Refusal::NoIntention("delete", id).into());
+        };
+        writable(&caller, row)?;
+        txn.delete_intention(&id);
+        Ok(())
     });
-    Ok(write.await?)
+    write.await.map(|()| read::json(&true, false))
 }
 
 /// The intentions that may decide for a source or a destination, by name, most precise first.
@@ -109,9 +141,13 @@ pub async fn matching(read: Read) -> Response {
     read.answer(topics, |tables| {
         let mut found = Map::new();
         for (name, wanted) in names {
+            read.demand(Right::intention_read(&wanted.to_string()))?;
             let rows =
                 if by_source { tables.intentions_from(&wanted) } else { tables.intentions_to(&wanted) };
-            found.insert(name, rows.into_iter().map(|row| view::intention(row)).collect());
+            // Go's `null` for a list that nothing was added to.
+            let shown = (!rows.is_empty())
+                .then(|| rows.into_iter().map(|row| view::intention(row)).collect::<Vec<_>>());
+            found.insert(name, json!(shown));
         }
         Ok(found)
     })
@@ -130,14 +166,17 @@ fn wanted_matches(read: &Read) -> Result<(bool, Vec<(String, Pattern)>), ApiErro
     if names.len() > MAX_NAMES {
         return Err(bad(format!("name: {} of them; {MAX_NAMES} are accepted", names.len())));
     }
-    let plain = |name: &str| name.strip_prefix("default/").unwrap_or(name).to_owned();
-    let wanted = names.into_iter().map(|name| Ok((plain(name), pattern("name", name)?)));
+    // As Consul: under the names as they were asked for.
+    let wanted = names.into_iter().map(|name| Ok((name.to_owned(), pattern("name", name)?)));
     Ok((by_source, wanted.collect::<Result<_, ApiError>>()?))
 }
 
 pub async fn check(read: Read) -> Response {
     let wanted = || {
         let (source, destination) = (read.required("source")?, read.required("destination")?);
+        if let Some(other) = read.value("source-type").filter(|kind| *kind != "consul") {
+            return Err(bad(format!("unsupported SourceType: \"{other}\"")));
+        }
         Ok::<_, ApiError>((exact_name("source", source)?, exact_name("destination", destination)?))
     };
     let (source, destination) = match wanted() {
@@ -146,6 +185,8 @@ pub async fn check(read: Read) -> Response {
     };
     let topics = vec![Topic::Source(Pattern::Exact(source.clone())), Topic::Source(Pattern::Any)];
     read.answer(topics, |tables| {
+        // As Consul: the answer tells no more than a connection would.
+        read.demand(Right::service_read(destination.as_str()))?;
         let (action, _) = tables.decide(&source, &destination);
         Ok(json!({ "Allowed": action == Action::Allow }))
     })
@@ -158,7 +199,7 @@ pub async fn exact(read: Read) -> Response {
         Err(error) => return error.into_response(),
     };
     read.answer(Topic::Source(source.clone()), |tables| {
-        Ok(view::intention(tables.intention_of(&source, &destination).ok_or(Refusal::NoExact)?))
+        readable(&read, tables.intention_of(&source, &destination).ok_or(Refusal::NoExact)?)
     })
     .await
 }
@@ -177,6 +218,7 @@ pub async fn put_exact(read: Read, Json(mut body): Json<IntentionBody>) -> Resul
         }
     }
     let mut row = row(body)?;
+    writable(&read.caller(), &row)?;
     read.app
         .store
         .write(move |txn| {
@@ -193,6 +235,7 @@ pub async fn put_exact(read: Read, Json(mut body): Json<IntentionBody>) -> Resul
 
 pub async fn delete_exact(read: Read) -> Result<Response, ApiError> {
     let (source, destination) = pair(&read)?;
+    read.demand(Right::intention_write(&destination.to_string()))?;
     read.app
         .store
         .write(move |txn| {
@@ -227,9 +270,7 @@ fn exact_name(field: &str, text: &str) -> Result<ServiceName, ApiError> {
 fn uuid(id: &str) -> Result<(), ApiError> {
     match uuid::Uuid::try_parse(id) {
         Ok(_) if id.len() == 36 => Ok(()),
-        _ => Err(bad(
-            "Bad request: failed intention lookup: index error: the ID must be a UUID of 36 characters",
-        )),
+        _ => Err(bad("Bad request: failed intention lookup: index error: UUID must be 36 characters")),
     }
 }
 
