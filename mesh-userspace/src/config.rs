@@ -28,7 +28,7 @@ pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
 pub use value::{PortRange, format_duration, parse_duration};
 
 use crate::{
-    control_plane::ApiAccess,
+    control_plane::{ApiAccess, embedded::CaFiles},
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
@@ -114,6 +114,8 @@ pub struct Embedded {
     /// `None`: generated once.
     pub trust_domain: Option<TrustDomain>,
     pub expose: Option<Expose>,
+    /// `None`: a CA that the embedded server makes itself.
+    pub ca: Option<CaFiles>,
 }
 
 /// How the embedded server serves other hosts, always with TLS.
@@ -272,6 +274,7 @@ impl Default for Embedded {
             leaf_ttl: schema::LONGEST_LEAF,
             trust_domain: None,
             expose: None,
+            ca: None,
         }
     }
 }

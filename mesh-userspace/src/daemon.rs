@@ -30,8 +30,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     admin::{AdminBackend, AdminError, AdminServer, Answer, ExecTicket, ReloadReport, StatusReport},
-    config::{Config, SameHost},
-    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, embedded::Embedded},
+    config::{Config, ControlPlane, SameHost},
+    control_plane::{
+        LocalService, Status as SyncStatus, Sync, SyncHandle,
+        embedded::{CheckedCa, Embedded},
+    },
     datapath::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
@@ -108,7 +111,7 @@ pub struct Daemon {
     kernel: Kernel,
     proxy: ProxyHandle,
     sync: Mutex<Option<SyncHandle>>,
-    embedded: Mutex<Option<Embedded>>,
+    embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
@@ -169,7 +172,7 @@ impl Daemon {
             kernel,
             proxy,
             sync: Mutex::new(Some(sync)),
-            embedded: Mutex::new(embedded),
+            embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
             announce,
             listeners,
@@ -275,6 +278,7 @@ impl Daemon {
         let old = self.config.load_full();
         old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
         let system = |e: &dyn std::fmt::Display| AdminError::System(e.to_string());
+        let (embedded, ca) = self.given_ca(&new)?;
         for service in &new.services {
             self.governed.make(&services::exec_cgroup(&service.name)).map_err(|e| system(&e))?;
         }
@@ -291,6 +295,9 @@ impl Daemon {
             self.kernel.lock().configure(services::kernel_view(&new), rules);
             self.announce.send_replace(Arc::new(services.announced(&new, &self.advertised)));
         }
+        if let (Some(embedded), Some(ca)) = (embedded, ca) {
+            embedded.use_ca(ca).await.map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
+        }
         if old.log != new.log {
             self.telemetry.set_filter(&new.log).map_err(|e| system(&e))?;
         }
@@ -298,6 +305,27 @@ impl Daemon {
         self.kernel.reconcile();
         tracing::info!(?changes, "the configuration was read again");
         Ok(ReloadReport { changes })
+    }
+}
+
+impl Daemon {
+    fn embedded(&self) -> Option<Arc<Embedded>> {
+        self.embedded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the embedded server with the CA that `new` gives it, read and checked.
+    fn given_ca(&self, new: &Config) -> Result<(Option<Arc<Embedded>>, Option<CheckedCa>), AdminError> {
+        let embedded = self.embedded();
+        let files = match &new.control_plane {
+            ControlPlane::Embedded(settings) => settings.ca.as_ref(),
+            _ => None,
+        };
+        let checked = match (&embedded, files) {
+            (Some(embedded), Some(files)) => Some(embedded.check_ca(files)),
+            _ => None,
+        };
+        let checked = checked.transpose().map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
+        Ok((embedded, checked))
     }
 }
 

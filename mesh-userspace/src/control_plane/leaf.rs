@@ -36,6 +36,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Renewals after a root's rotation are spread over this, so that a CA is not asked by all hosts at once.
 const ROTATION_SPREAD: Duration = Duration::from_secs(3);
 
+/// So long the control plane must have refused a leaf, and nothing else, before the service loses the one it has: a
+/// token that is being replaced is no revocation.
+const REFUSED: Duration = Duration::from_secs(15);
+
 /// Why a leaf cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -141,6 +145,12 @@ pub(super) fn load(
 ) -> HashMap<ServiceName, (Leaf, Stored)> {
     let trust_domain = shared.state.load().roots.as_ref().map(|roots| roots.trust_domain.clone());
     let mut found = HashMap::new();
+    // Keys of services that left while no daemon ran.
+    for name in shared.stored.leafs() {
+        if !local.iter().any(|service| service.name == name) {
+            shared.cache.remove(Item::Leaf(name));
+        }
+    }
     for service in local {
         let Some((stored, _)) = shared.stored.load::<Stored>(&Item::Leaf(service.name.clone())) else {
             continue;
@@ -162,14 +172,16 @@ pub(super) async fn follow(
     let mut keepers: HashMap<ServiceName, AbortOnDropHandle<()>> = HashMap::new();
     loop {
         let services = Arc::clone(&local.borrow_and_update());
-        keepers.retain(|name, _| {
-            let stays = services.iter().any(|s| s.name == *name);
-            if !stays {
-                shared.state.update(|mesh| drop(mesh.leafs.remove(name)));
-                shared.cache.remove(Item::Leaf(name.clone()));
+        let left: Vec<_> =
+            keepers.keys().filter(|name| !services.iter().any(|s| s.name == **name)).cloned().collect();
+        for name in left {
+            if let Some(keeper) = keepers.remove(&name) {
+                keeper.abort();
+                // Its end, since it may be about to install a leaf. Cancelled is what was asked for.
+                let _ = keeper.await;
             }
-            stays
-        });
+            forget(&shared, &name);
+        }
         for service in services.iter() {
             keepers.entry(service.name.clone()).or_insert_with(|| {
                 let (shared, name) = (Arc::clone(&shared), service.name.clone());
@@ -182,6 +194,38 @@ pub(super) async fn follow(
         }
         if local.changed().await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Takes the leaf of a service out of memory and disk; the proxy then cuts the service's flows.
+fn forget(shared: &Shared, name: &ServiceName) {
+    if shared.state.load().leafs.contains_key(name) {
+        shared.state.update(|mesh| drop(mesh.leafs.remove(name)));
+    }
+    shared.cache.remove(Item::Leaf(name.clone()));
+}
+
+/// Takes the leaf away once the control plane has refused it for [`REFUSED`]: whoever runs here may be this service no
+/// more. A service that is let in again gets a new one.
+fn forget_refused(shared: &Shared, name: &ServiceName) {
+    let refused = shared.link.refused_for(&Part::Leaf(name.clone()));
+    if refused.is_some_and(|refused| refused >= REFUSED) && shared.state.load().leafs.contains_key(name) {
+        tracing::error!(
+            service = %name,
+            "the control plane refuses this service a certificate: the one it had is dropped, its flows are cut"
+        );
+        forget(shared, name);
+    }
+}
+
+/// Returns what `done` returns; meanwhile takes the leaf away if the control plane refuses it.
+async fn while_refused<T>(shared: &Shared, name: &ServiceName, done: impl Future<Output = T>) -> T {
+    tokio::pin!(done);
+    loop {
+        tokio::select! {
+            value = &mut done => return value,
+            () = tokio::time::sleep(REFUSED / 10) => forget_refused(shared, name),
         }
     }
 }
@@ -215,7 +259,7 @@ async fn follow_agent(shared: Arc<Shared>, name: ServiceName) {
     let mut watch =
         Watch::new(&shared.client, &shared.link, Part::Leaf(name.clone()), path.clone(), Permits::Always);
     loop {
-        let answer: LeafAnswer = watch.next().await;
+        let answer: LeafAnswer = while_refused(&shared, &name, watch.next()).await;
         let now = SystemTime::now();
         match leaf(&answer.cert_pem, &answer.private_key_pem, &name, None, now) {
             Ok(leaf) => {
@@ -265,7 +309,10 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
             Err(error) => {
                 failures += 1;
                 shared.link.failed(&Part::Leaf(name.clone()), &error, SystemTime::now());
-                shared.link.pause(failures, &error).await;
+                while_refused(&shared, &name, shared.link.pause(failures, &error)).await;
+                if !shared.state.load().leafs.contains_key(&name) {
+                    held = None;
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::Serialize;
@@ -70,6 +70,8 @@ struct Inner {
     status: Status,
     /// Failures in a row and the last error, of the parts that fail.
     failing: BTreeMap<Part, (u32, String)>,
+    /// Since when parts are refused for want of a permission.
+    refused: BTreeMap<Part, Instant>,
     /// The log has said that it is lost.
     lost: bool,
 }
@@ -86,7 +88,8 @@ impl Link {
             stale_since: None,
             from_disk_cache: false,
         };
-        let inner = Mutex::new(Inner { status, failing: BTreeMap::new(), lost: false });
+        let inner =
+            Mutex::new(Inner { status, failing: BTreeMap::new(), refused: BTreeMap::new(), lost: false });
         Self { state, inner, outages: watch::Sender::new(0), recoveries: watch::Sender::new(0) }
     }
 
@@ -118,6 +121,7 @@ impl Link {
         let mut inner = self.lock();
         inner.status.last_contact = Some(now);
         inner.status.index = inner.status.index.max(index.unwrap_or(0));
+        inner.refused.remove(part);
         let recovered = inner.failing.remove(part).is_some();
         if recovered || !inner.status.connected {
             self.settle(&mut inner);
@@ -142,6 +146,12 @@ impl Link {
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
+        match error {
+            ApiError::Forbidden { .. } => {
+                drop(inner.refused.entry(part.clone()).or_insert_with(Instant::now))
+            }
+            _ => drop(inner.refused.remove(part)),
+        }
         let outage = error.is_outage() && inner.failing.is_empty();
         let text = error.to_string();
         inner.status.last_error = Some(text.clone());
@@ -163,9 +173,15 @@ impl Link {
         failures
     }
 
+    /// Returns for how long `part` has been answered with nothing but "permission denied".
+    pub fn refused_for(&self, part: &Part) -> Option<Duration> {
+        self.lock().refused.get(part).map(Instant::elapsed)
+    }
+
     /// `part` ended on purpose.
     pub fn forget(&self, part: &Part) {
         let mut inner = self.lock();
+        inner.refused.remove(part);
         if inner.failing.remove(part).is_some() {
             self.settle(&mut inner);
         }

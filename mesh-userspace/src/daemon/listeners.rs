@@ -110,6 +110,7 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
         listen_tcp: Some(settings.listen),
         unix_socket: Some(config.api_socket()),
         expose,
+        ca: settings.ca.clone(),
     })
     .await?;
     Ok(Some(embedded))

@@ -51,7 +51,11 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .into_iter()
             .map(|(role, address)| ListenerStatus { role, address })
             .collect(),
-        degraded: engine.degraded(),
+        degraded: engine
+            .degraded()
+            .into_iter()
+            .chain(daemon.embedded().and_then(|embedded| embedded.ca_warning()))
+            .collect(),
         exempt: exempt(daemon, &config, &cgroups),
     }
 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Root, Service, Status};
+use super::model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Opaque, Root, Service, Status};
 use crate::intention::{Action, Intentions, Pattern};
 
 type Name = Arc<str>;
@@ -46,7 +46,7 @@ impl Tables {
             intentions: Arc::default(),
             decider: Arc::new(Intentions::new([], default_policy)),
             roots: Arc::default(),
-            ca_config: Arc::new(CaConfig { config: BTreeMap::new(), create_index: 0, modify_index: 0 }),
+            ca_config: Arc::new(CaConfig { config: Opaque::new(), create_index: 0, modify_index: 0 }),
             settings: Arc::default(),
             leafs: Arc::default(),
         }
@@ -144,8 +144,11 @@ impl Tables {
         &self.decider
     }
 
-    pub fn roots(&self) -> impl Iterator<Item = &Arc<Root>> {
-        self.roots.values()
+    /// Returns the roots, the active one first and then the latest.
+    pub fn roots(&self) -> Vec<&Arc<Root>> {
+        let mut all: Vec<_> = self.roots.values().collect();
+        all.sort_by_key(|root| (!root.active, std::cmp::Reverse(root.create_index)));
+        all
     }
 
     pub fn active_root(&self) -> Option<&Arc<Root>> {

@@ -9,4 +9,5 @@ mod harness;
 mod input;
 mod intentions;
 mod persistence;
+mod rotation;
 mod start;

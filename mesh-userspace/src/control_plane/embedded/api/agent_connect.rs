@@ -15,7 +15,7 @@ use super::{
     read::{self, Read, with_index},
 };
 use crate::{
-    control_plane::embedded::{auth::Trusted, issuer::IssueError, registration, topics::Topic},
+    control_plane::embedded::{auth::Trusted, registration, topics::Topic},
     identity::SpiffeId,
     intention::Action,
 };
@@ -77,18 +77,19 @@ async fn wait_for_leaf(service: &str, read: &Read) -> Result<Response, ApiError>
     let deadline = read.deadline();
     let seen = read.wait_beyond();
     let mut watch = read.app.store.topics().watch(&Topic::Leaf(service.as_str().into()));
+    let mut rotations = read.app.issuer.rotations();
     loop {
         watch.mark_unchanged();
-        let (leaf, due) = read.app.issuer.leaf(&service).await.map_err(|error| match error {
-            IssueError::Ca(error) => ApiError::Ca(error),
-            IssueError::Store(error) => ApiError::Store(error),
-        })?;
+        rotations.mark_unchanged();
+        let (leaf, due) = read.app.issuer.leaf(&service).await?;
         let news = seen.is_none_or(|seen| leaf.modify_index > seen);
         if news || Instant::now() >= deadline || read.app.closing.is_cancelled() {
             return Ok(with_index(read.json(&*leaf), leaf.modify_index));
         }
         tokio::select! {
             _ = watch.changed() => {}
+            // A rotation makes it due sooner.
+            _ = rotations.changed() => {}
             () = sleep_until(due.min(deadline)) => {}
             () = read.app.closing.cancelled() => {}
         }
