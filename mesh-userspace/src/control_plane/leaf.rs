@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
@@ -279,6 +279,7 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
         Some(Held { due: renew_at(stored.since, not_after, rand::random()), root_id: stored.root_id })
     });
     let mut failures = 0;
+    let mut asked = Instant::now();
     loop {
         let Some(root_id) = active.borrow_and_update().clone() else {
             // The sender lives in `shared`.
@@ -288,7 +289,9 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
         if let Some(held) = &held {
             if held.root_id != root_id {
                 tokio::time::sleep(ROTATION_SPREAD.mul_f64(rand::random())).await;
-            } else if let Ok(wait) = held.due.duration_since(SystemTime::now()) {
+            } else if let Ok(wait) = held.due.duration_since(SystemTime::now())
+                && !is_doubted(&shared, &name, asked)
+            {
                 tokio::select! {
                     () = tokio::time::sleep(wait.min(LOOK_AGAIN)) => {}
                     _ = active.changed() => {}
@@ -299,6 +302,7 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
         match sign(&shared, &name).await {
             Ok((leaf, stored)) => {
                 failures = 0;
+                asked = Instant::now();
                 shared.link.answered(&Part::Leaf(name.clone()), None, SystemTime::now());
                 held = Some(Held {
                     due: renew_at(stored.since, leaf.not_after, rand::random()),
@@ -316,6 +320,15 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
             }
         }
     }
+}
+
+/// Whether the control plane may have revoked `name`, whose leaf was asked for at `asked`: it refuses this host something.
+/// Then a leaf is asked for before it is due.
+fn is_doubted(shared: &Shared, name: &ServiceName, asked: Instant) -> bool {
+    let refused = |part: &Part| shared.link.refused_for(part);
+    let host = refused(&Part::Registration).max(refused(&Part::Roots));
+    refused(&Part::Leaf(name.clone())).is_some()
+        || asked.elapsed() >= LOOK_AGAIN && host.is_some_and(|refused| refused >= REFUSED)
 }
 
 struct Held {

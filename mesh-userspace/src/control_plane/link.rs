@@ -146,11 +146,10 @@ impl Link {
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
-        match error {
-            ApiError::Forbidden { .. } => {
-                drop(inner.refused.entry(part.clone()).or_insert_with(Instant::now))
-            }
-            _ => drop(inner.refused.remove(part)),
+        if matches!(error, ApiError::Forbidden { .. }) {
+            inner.refused.entry(part.clone()).or_insert_with(Instant::now);
+        } else {
+            inner.refused.remove(part);
         }
         let outage = error.is_outage() && inner.failing.is_empty();
         let text = error.to_string();
