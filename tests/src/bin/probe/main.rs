@@ -9,6 +9,8 @@
 //!     --send TEXT    --half-close    --reset    --from ADDRESS    --read BYTES    --wait MILLISECONDS
 //! probe hold ADDRESS COUNT                      a line of JSON for each connection that is cut; until stdin ends
 //! probe flood ADDRESS COUNT                     COUNT connections at once, each echoing; prints one line of JSON
+//! probe storm ADDRESS COUNT                     connections all the time by COUNT threads, each echoing, until stdin ends
+//!                                               or one fails; prints `storming`, then one line of JSON
 //! probe ping ADDRESS                            numbered messages on one connection until stdin ends; the same
 //! ```
 
@@ -56,6 +58,7 @@ fn act(words: &[&str]) -> Result<ExitCode, String> {
         }
         ["hold", at, count] => many::hold(address(at)?, number(count)?),
         ["flood", at, count] => Ok(report(&many::flood(address(at)?, number(count)?))),
+        ["storm", at, count] => Ok(report(&many::storm(address(at)?, number(count)?))),
         ["ping", at] => Ok(report(&many::ping(address(at)?))),
         _ => Err("unknown command line, see the top of tests/src/bin/probe/main.rs".to_owned()),
     }
