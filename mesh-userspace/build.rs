@@ -13,8 +13,10 @@ const MISSING: &str =
 fn main() {
     println!("cargo::rerun-if-env-changed=MESHNODE_BPF_OBJECT");
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
-    let workspace =
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is a folder of the workspace");
+    // Read at run time: a target directory that was copied holds a script compiled elsewhere.
+    let own =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo tells every build script its crate"));
+    let workspace = own.parent().expect("the crate is a folder of the workspace");
     let given = env::var_os("MESHNODE_BPF_OBJECT").map(PathBuf::from);
     let object = given.clone().unwrap_or_else(|| {
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);

@@ -47,6 +47,8 @@ pub const EVENT_DIRECT_OPENED: u32 = 5;
 pub const EVENT_DIRECT_CLOSED: u32 = 6;
 /// A captured connection was established, but there was no room to record it; the proxy will reset it.
 pub const EVENT_FLOW_LOST: u32 = 7;
+/// A workload made a socket in a network namespace that the daemon does not listen in.
+pub const EVENT_NAMESPACE: u32 = 8;
 
 pub const REASON_NONE: u32 = 0;
 /// No intention allows it.

@@ -15,8 +15,12 @@ pub const SOCKETS: &str = "SOCKETS";
 pub const FLOWS: &str = "FLOWS";
 pub const DIRECT: &str = "DIRECT";
 pub const LISTENERS: &str = "LISTENERS";
+pub const NAMESPACES: &str = "NAMESPACES";
 pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";
+
+/// Value of `NAMESPACES`: the daemon listens there. Any other is a time, `CLOCK_MONOTONIC` in nanoseconds.
+pub const NAMESPACE_SERVED: u64 = u64::MAX;
 
 /// Key of `LISTENERS`, a `SOCKHASH` of the daemon's listening sockets. A socket leaves it when it is closed, so an
 /// absent entry means that the daemon does not listen, whatever else listens on that port.

@@ -61,6 +61,11 @@ pub static DIRECT: HashMap<u64, DirectFlow, 65536, LAZY> = HashMap::new();
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 4096> = SockHash::new();
 
+/// Daemon, `sock_create` → `sock_create`. Cookie of a network namespace, other than the host's → `NAMESPACE_SERVED`, or
+/// when it was last looked at; the daemon sweeps those.
+#[btf_map]
+pub static NAMESPACES: HashMap<u64, u64, 4096, LAZY> = HashMap::new();
+
 /// All → daemon.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();

@@ -1,8 +1,14 @@
-//! `cgroup/sock_create`: no MPTCP. Its `connect()` goes past `cgroup/connect4,6` (`mptcp_connect` calls the subflow's
+//! `cgroup/sock_create`: a workload's first socket in a network namespace tells the daemon to listen there; and no
+//! MPTCP. Its `connect()` goes past `cgroup/connect4,6` (`mptcp_connect` calls the subflow's
 //! protocol directly, Linux 6.2 and later), so that a program that asks for it would be neither captured nor denied.
 
-use aya_ebpf::{helpers::generated::bpf_set_retval, programs::SockContext};
-use mesh_common::{counter::Counter, event};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval},
+    programs::SockContext,
+};
+use mesh_common::{counter::Counter, event, map::NAMESPACE_SERVED, policy::Settings};
 use mesh_ebpf::verdict::Caller;
 
 use crate::{caller, maps, report};
@@ -11,15 +17,55 @@ const PROCEED: i32 = 1;
 const REFUSE: i32 = 0;
 const IPPROTO_MPTCP: u32 = 262;
 const EPROTONOSUPPORT: i32 = 93;
+/// Nanoseconds between two events of one namespace; a denied `connect()` tells the daemon too.
+const TELL_EVERY: u64 = 1_000_000_000;
 
-/// What a kernel without MPTCP says, upon which programs take TCP.
 #[inline(always)]
 pub fn sock_create(ctx: &SockContext) -> i32 {
+    let settings = maps::SETTINGS.get(0);
     // SAFETY: the kernel passes a valid context.
-    if unsafe { (*ctx.sock).protocol } != IPPROTO_MPTCP {
-        return PROCEED;
+    if unsafe { (*ctx.sock).protocol } == IPPROTO_MPTCP {
+        return refuse(settings);
     }
-    if let Some(settings) = maps::SETTINGS.get(0)
+    // SAFETY: the helper takes the program's own context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if let Some(settings) = settings
+        && netns != settings.host_netns
+        && is_due(netns)
+        && let Caller::Workload { .. } = caller::caller(settings)
+    {
+        let mut event = report::by_caller(event::EVENT_NAMESPACE, event::REASON_NONE);
+        event.netns = netns;
+        report::emit(&event);
+    }
+    PROCEED
+}
+
+/// Whether the daemon is to be told of a namespace, if it is a workload that is in it: once in [`TELL_EVERY`].
+#[inline(always)]
+fn is_due(netns: u64) -> bool {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(at) = maps::NAMESPACES.get_ptr_mut(netns) else {
+        // Never over what the daemon writes meanwhile. No room: told more often.
+        let _ = maps::NAMESPACES.insert(netns, now, BPF_NOEXIST.into());
+        return true;
+    };
+    // SAFETY: the entry stays readable while the program runs; the daemon replaces entries, so that what is written
+    // here is lost where it did.
+    unsafe {
+        if *at == NAMESPACE_SERVED || now.saturating_sub(*at) < TELL_EVERY {
+            return false;
+        }
+        *at = now;
+    }
+    true
+}
+
+/// Says what a kernel without MPTCP says, upon which programs take TCP.
+#[inline(always)]
+fn refuse(settings: Option<&Settings>) -> i32 {
+    if let Some(settings) = settings
         && caller::caller(settings) == Caller::Exempt
     {
         return PROCEED;

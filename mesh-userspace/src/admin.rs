@@ -14,7 +14,8 @@ pub use metrics::encode as encode_metrics;
 pub use server::{AdminServer, BindError};
 pub use status::{
     Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-    FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
+    FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
+    WorkloadStatus,
 };
 
 use crate::identity::ServiceName;
@@ -37,6 +38,9 @@ pub trait AdminBackend: Send + Sync + 'static {
 
     /// Reads the configuration again and takes it as a whole, or refuses it as a whole.
     fn reload(&self) -> Answer<'_, ReloadReport>;
+
+    /// Ends the connections that [`status`](Self::status) lists as uncaptured: those of one service, or all.
+    fn cut(&self, request: CutRequest) -> Answer<'_, CutReport>;
 
     /// Stops taking flows, and ends the daemon when the live ones have ended, at the latest after `drain_deadline`.
     /// Returns when draining has begun.
@@ -64,6 +68,22 @@ pub struct ExecTicket {
 pub struct ReloadReport {
     /// What took effect, one line each; empty when nothing differed.
     pub changes: Vec<String>,
+}
+
+/// Body of `POST /cut`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CutRequest {
+    /// Only connections from or to this service.
+    pub service: Option<ServiceName>,
+}
+
+/// Answer to `POST /cut`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutReport {
+    pub cut: Vec<UncapturedStatus>,
+    /// Those that could not be ended, and why; one line each.
+    pub failed: Vec<String>,
 }
 
 /// Why the daemon did not do what was asked.

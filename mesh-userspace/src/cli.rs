@@ -1,5 +1,6 @@
 //! The command line: what a user types, which module does it, and what the exit code means.
 
+mod acl;
 mod admin;
 mod ca;
 mod config_check;
@@ -92,12 +93,17 @@ pub enum Command {
     /// Register or list services
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Create, list or delete ACL tokens and policies: who may change what in the control plane
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
     /// Run one command as a service
     Exec(exec::ExecArgs),
     /// Check kernel, cgroups, BPF, clock, control plane: what is missing, and the fix
     Doctor(doctor::DoctorArgs),
     /// Make the daemon read its configuration again; a bad one is refused as a whole
     Reload,
+    /// End connections in clear from before the mesh knew of them; `status` lists them
+    Cut(status::CutArgs),
     /// Make the daemon take no new flows, and end when the live ones have ended
     Drain,
     /// Remove what outlives the daemon in the kernel: nothing is captured, denied or protected any more
@@ -149,9 +155,11 @@ where
         Command::Intention(command) => block_on(intention::run(&global, command)),
         Command::Ca(command) => block_on(ca::run(&global, command)),
         Command::Service(command) => block_on(service::run(&global, command)),
+        Command::Acl(command) => block_on(acl::run(&global, command)),
         Command::Exec(args) => exec::run(&global, &args),
         Command::Doctor(args) => block_on(doctor::run(&global, &args)),
         Command::Reload => block_on(status::reload(&global)),
+        Command::Cut(args) => block_on(status::cut(&global, &args)),
         Command::Drain => block_on(status::drain(&global)),
         Command::Detach => detach(&global),
         Command::Config(command) => config_check::run(&global, &command),

@@ -40,7 +40,8 @@ pub const DEFAULT_PATH: &str = "/etc/meshnode/meshnode.toml";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub node: String,
-    pub datacenter: String,
+    /// `None`: `dc1`, or that of the Consul agent.
+    pub datacenter: Option<String>,
     /// Disk cache, embedded store, keys.
     pub state_dir: PathBuf,
     /// `admin.sock` and `api.sock`.
@@ -59,6 +60,8 @@ pub struct Config {
     pub listen: ListenConfig,
     pub limits: Limits,
     pub control_plane: ControlPlane,
+    /// The whole catalog is watched while it has no more services than this; 0: never.
+    pub catalog_limit: usize,
     /// No two have one name, port or mesh port.
     pub services: Vec<ServiceConfig>,
     pub exempt: Vec<Exemption>,
@@ -111,6 +114,8 @@ pub struct Embedded {
     pub default_policy: Action,
     /// 1 minute to 72 hours.
     pub leaf_ttl: Duration,
+    /// Consul's ACLs, with default deny.
+    pub acl: bool,
     /// `None`: generated once.
     pub trust_domain: Option<TrustDomain>,
     pub expose: Option<Expose>,
@@ -124,7 +129,7 @@ pub struct Expose {
     pub listen: SocketAddr,
     /// `None`: a certificate that the embedded server makes itself.
     pub certificate: Option<CertificateFiles>,
-    /// Present unless `listen` is loopback.
+    /// Present unless `listen` is loopback, or ACLs are on.
     pub token_file: Option<PathBuf>,
 }
 
@@ -245,6 +250,11 @@ impl Config {
         if self.address.advertise.is_empty() { discover_advertise() } else { self.address.advertise.clone() }
     }
 
+    /// Returns the datacenter as configured, or the default.
+    pub fn datacenter(&self) -> &str {
+        self.datacenter.as_deref().unwrap_or("dc1")
+    }
+
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")
     }
@@ -272,6 +282,7 @@ impl Default for Embedded {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8500)),
             default_policy: Action::Deny,
             leaf_ttl: schema::LONGEST_LEAF,
+            acl: false,
             trust_domain: None,
             expose: None,
             ca: None,

@@ -7,6 +7,7 @@
 
 mod address;
 pub mod api;
+mod audit;
 mod cache;
 mod client;
 mod connector;
@@ -16,10 +17,14 @@ mod exchange;
 mod join;
 mod leaf;
 mod link;
+mod matches;
 mod pace;
+pub mod permission;
 mod policy;
 mod register;
+mod scope;
 mod settings;
+mod sight;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -36,6 +41,7 @@ pub use exchange::{Exchange, ExchangeError, Reply};
 pub use leaf::renew_at;
 pub use link::Status;
 pub use policy::intention;
-pub use settings::{ApiAccess, ClientCert, Health, Kind, Listens, LocalService, Settings};
+pub use scope::Watched;
+pub use settings::{ApiAccess, ClientCert, Health, Kind, Listens, LocalService, Settings, Tenancy};
 pub use sync::{Sync, SyncHandle};
 pub use token::{TokenError, TokenSource};

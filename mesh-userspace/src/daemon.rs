@@ -6,10 +6,12 @@
 
 mod kernel;
 mod listeners;
+mod namespaces;
 mod place;
 mod services;
 mod signals;
 mod status;
+mod visitor;
 
 use std::{
     fs,
@@ -26,13 +28,19 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use aya::maps::{MapData, RingBuf};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+};
 
 use crate::{
-    admin::{AdminBackend, AdminError, AdminServer, Answer, ExecTicket, ReloadReport, StatusReport},
+    admin::{
+        AdminBackend, AdminError, AdminServer, Answer, CutReport, CutRequest, ExecTicket, ReloadReport,
+        StatusReport,
+    },
     config::{Config, ControlPlane, SameHost},
     control_plane::{
-        LocalService, Status as SyncStatus, Sync, SyncHandle,
+        LocalService, Status as SyncStatus, Sync, SyncHandle, Watched,
         embedded::{CheckedCa, Embedded},
     },
     datapath::{
@@ -40,6 +48,7 @@ use crate::{
         engine::{self, Engine, Outlets},
         events,
         names::NameReader,
+        uncaptured::established,
     },
     identity::ServiceName,
     proxy::{self, ProxyHandle, ProxySettings},
@@ -49,6 +58,7 @@ use crate::{
 use kernel::Kernel;
 use listeners::Listeners;
 use services::Services;
+use visitor::Visitor;
 
 /// Runs the daemon until SIGTERM, SIGINT or `meshnode drain`.
 pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
@@ -73,16 +83,24 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
         // Nothing is known yet: ports are guarded and workloads denied from here on, whatever fails later.
         engine.reconcile(&Mesh::default())?;
     }
-    // The only thread there is: every later one inherits what is left.
+    let visitor = Visitor::start();
+    // The only thread there is but for the visitor's: every later one inherits what is left.
     place::drop_capabilities()?;
+    let visitor = visitor
+        .inspect_err(|error| {
+            engine.degrade(format!(
+                "network namespaces cannot be entered ({error}): workloads in others than the host's are denied the mesh"
+            ));
+        })
+        .ok();
     for line in engine.degraded() {
         tracing::warn!("{line}");
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(async {
-        let daemon = Daemon::start(config, config_path, telemetry, governed, own, engine, outlets).await?;
-        daemon.serve().await
+        let privileged = Privileged { governed, own_cgroup: own, engine, outlets, visitor };
+        Daemon::start(config, config_path, telemetry, privileged).await?.serve().await
     })
 }
 
@@ -97,6 +115,15 @@ fn make_directories(config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("cannot make directory {}", dir.display()))?;
     }
     Ok(())
+}
+
+/// What was made while all capabilities were there.
+struct Privileged {
+    governed: Governed,
+    own_cgroup: String,
+    engine: Engine,
+    outlets: Outlets,
+    visitor: Option<Visitor>,
 }
 
 /// Everything that runs.
@@ -115,6 +142,7 @@ pub struct Daemon {
     services: Mutex<Services>,
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
+    namespaces: namespaces::Served,
     recent: events::Recent,
     started: Instant,
     draining: AtomicBool,
@@ -130,10 +158,7 @@ impl Daemon {
         config: Config,
         config_path: Option<PathBuf>,
         telemetry: Telemetry,
-        governed: Governed,
-        own_cgroup: String,
-        engine: Engine,
-        outlets: Outlets,
+        Privileged { governed, own_cgroup, engine, outlets, visitor }: Privileged,
     ) -> anyhow::Result<Arc<Self>> {
         let mesh = MeshState::default();
         let advertised = config.advertised();
@@ -153,13 +178,10 @@ impl Daemon {
         let recent = outlets.recent;
         let (listeners, sockets) = Listeners::bind(&config)?;
         listeners.hand_to_kernel(&kernel, &sockets)?;
-        let proxy = proxy::start(
-            ProxySettings::default(),
-            mesh.clone(),
-            Arc::new(outlets.flows),
-            sockets.outbound,
-            sockets.guard,
-        )?;
+        let proxy =
+            proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
+        let host_netns = kernel.lock().host_netns();
+        proxy.add_outbound(host_netns, sockets.outbound)?;
         proxy.set_inbound(services.inbound(inbound))?;
         let daemon = Arc::new(Self {
             config: ArcSwap::from_pointee(config),
@@ -176,6 +198,7 @@ impl Daemon {
             services: Mutex::new(services),
             announce,
             listeners,
+            namespaces: namespaces::Served::default(),
             recent,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -184,6 +207,9 @@ impl Daemon {
             broken: AtomicBool::new(false),
         });
         tokio::spawn(daemon.clone().drive());
+        if let Some(visitor) = visitor {
+            tokio::spawn(daemon.clone().follow_namespaces(visitor));
+        }
         if let Some(log) = outlets.log {
             tracing::warn!("the BPF programs were built for debugging: they log each decision");
             tokio::spawn(events::follow_log(log));
@@ -251,6 +277,11 @@ impl Daemon {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How much of the catalog is watched; `None` once the daemon stops.
+    fn watched(&self) -> Option<Watched> {
+        self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::watched)
+    }
+
     /// `None` once the daemon stops.
     fn sync_status(&self) -> Option<SyncStatus> {
         self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::status)
@@ -263,6 +294,7 @@ impl Daemon {
     /// Every socket that listens: role and address.
     fn listeners(&self) -> Vec<(String, String)> {
         let mut all = self.listeners.list();
+        all.extend(self.namespaces.list());
         for running in self.services().iter() {
             all.push((format!("inbound {}", running.name), format!("*:{}", running.mesh_port)));
         }
@@ -303,6 +335,7 @@ impl Daemon {
         }
         self.config.store(Arc::new(new));
         self.kernel.reconcile();
+        self.kernel.want_namespaces();
         tracing::info!(?changes, "the configuration was read again");
         Ok(ReloadReport { changes })
     }
@@ -366,8 +399,15 @@ impl Daemon {
         self.stop.notify_one();
     }
 
+    async fn follow_namespaces(self: Arc<Self>, visitor: Visitor) {
+        let served = self.namespaces.clone();
+        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), &self.proxy, served).await {
+            tracing::error!(%error, "network namespaces are not followed any more: workloads in new ones are denied");
+        }
+    }
+
     async fn follow_events(self: Arc<Self>, ring: RingBuf<MapData>, names: NameReader) {
-        let kernel = self.kernel.clone();
+        let (kernel, unserved) = (self.kernel.clone(), self.kernel.clone());
         // A connect() that read the policy just before a change is seen here, once it is established.
         let opened = move |pair| {
             let engine = kernel.lock();
@@ -375,7 +415,12 @@ impl Daemon {
                 engine.cut();
             }
         };
-        if let Err(error) = events::follow(ring, names, self.recent.clone(), opened).await {
+        let mesh = self.mesh.clone();
+        let explain = move |source: &ServiceName, destination: &ServiceName| {
+            mesh.load().intentions.as_ref()?.decide(source, destination).explanation()
+        };
+        let told = events::Told { opened, unserved: move || unserved.want_namespaces(), explain };
+        if let Err(error) = events::follow(ring, names, self.recent.clone(), told).await {
             tracing::error!(%error, "the kernel's events are not read any more: stopping");
             self.broken.store(true, Relaxed);
             self.stop.notify_one();
@@ -401,6 +446,7 @@ impl AdminBackend for Daemon {
                 .map_err(|e| AdminError::System(e.to_string()))?;
             // The kernel knows the cgroup before the program is in it.
             self.kernel.reconcile();
+            self.kernel.want_namespaces();
             if !self.kernel.lock().is_workload(&cgroup, &service) {
                 let why = "the kernel does not know the cgroup yet; `meshnode status` says what is degraded";
                 return Err(AdminError::System(why.into()));
@@ -411,6 +457,27 @@ impl AdminBackend for Daemon {
 
     fn reload(&self) -> Answer<'_, ReloadReport> {
         Box::pin(self.reload_config())
+    }
+
+    fn cut(&self, CutRequest { service }: CutRequest) -> Answer<'_, CutReport> {
+        Box::pin(async move {
+            let system = |error: &dyn std::fmt::Display| AdminError::System(error.to_string());
+            let connections =
+                spawn_blocking(established).await.map_err(|e| system(&e))?.map_err(|e| system(&e))?;
+            let uncaptured = self.kernel.lock().uncaptured(connections);
+            let mut report = CutReport::default();
+            for one in uncaptured {
+                if service.is_some() && one.source != service && one.destination != service {
+                    continue;
+                }
+                let status = status::uncaptured_status(self, &one);
+                match one.cut() {
+                    Ok(()) => report.cut.push(status),
+                    Err(error) => report.failed.push(format!("{} → {}: {error}", one.local, one.remote)),
+                }
+            }
+            Ok(report)
+        })
     }
 
     fn drain(&self) -> Answer<'_, ()> {

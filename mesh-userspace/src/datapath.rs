@@ -17,3 +17,4 @@ pub mod names;
 mod sock_diag;
 mod sys;
 mod tables;
+pub mod uncaptured;

@@ -94,6 +94,8 @@ pub enum InboundError {
 pub struct ProxyHandle {
     shared: Arc<Shared>,
     inbound: Mutex<HashMap<String, MeshPort>>,
+    /// What ends the outbound listeners of a network namespace, by its cookie.
+    outbound: Mutex<HashMap<u64, CancellationToken>>,
     listeners: TaskTracker,
     stop: CancellationToken,
 }
@@ -118,7 +120,8 @@ struct Shared {
 
 /// Starts serving; call it inside a tokio runtime.
 ///
-/// `outbound` are the listeners that the kernel redirects programs to, `guard` those that `sk_lookup` steers to.
+/// `guard` are the listeners that `sk_lookup` steers to; those that programs are redirected to come by
+/// [`ProxyHandle::add_outbound`].
 ///
 /// # Errors
 /// A listener cannot be registered with the runtime.
@@ -126,10 +129,8 @@ pub fn start(
     settings: ProxySettings,
     state: MeshState,
     captured: Arc<dyn CapturedFlows>,
-    outbound: Vec<std::net::TcpListener>,
     guard: Vec<std::net::TcpListener>,
 ) -> io::Result<ProxyHandle> {
-    let outbound = outbound.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
     let guards = guard.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
     let shared = Arc::new(Shared {
         settings,
@@ -142,12 +143,6 @@ pub fn start(
         refusal_log: audit::RateLimit::per_second(100),
     });
     let (listeners, stop) = (TaskTracker::new(), CancellationToken::new());
-    for listener in outbound {
-        let shared = shared.clone();
-        listeners.spawn(accept::accept_all("outbound", listener, stop.clone(), move |stream, peer| {
-            shared.connections.spawn(outbound::serve(shared.clone(), stream, peer));
-        }));
-    }
     for listener in guards {
         let shared = shared.clone();
         listeners.spawn(accept::accept_all("guard", listener, stop.clone(), move |stream, peer| {
@@ -155,7 +150,7 @@ pub fn start(
         }));
     }
     tokio::spawn(watch_policy(Arc::downgrade(&shared), shared.state.clone()));
-    Ok(ProxyHandle { shared, inbound: Mutex::default(), listeners, stop })
+    Ok(ProxyHandle { shared, inbound: Mutex::default(), outbound: Mutex::default(), listeners, stop })
 }
 
 fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
@@ -210,6 +205,42 @@ impl ProxyHandle {
             }
         }
         Ok(())
+    }
+
+    /// Serves the listeners that the kernel redirects programs of a network namespace to; those that served it before
+    /// end. Call it inside the runtime.
+    ///
+    /// # Errors
+    /// A listener cannot be registered with the runtime; nothing was changed.
+    pub fn add_outbound(&self, netns: u64, sockets: Vec<std::net::TcpListener>) -> io::Result<()> {
+        let sockets = sockets.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
+        let stop = self.stop.child_token();
+        for listener in sockets {
+            let shared = self.shared.clone();
+            self.listeners.spawn(accept::accept_all(
+                "outbound",
+                listener,
+                stop.clone(),
+                move |stream, peer| {
+                    shared.connections.spawn(outbound::serve(shared.clone(), stream, netns, peer));
+                },
+            ));
+        }
+        if let Some(before) = self.outbound_ports().insert(netns, stop) {
+            before.cancel();
+        }
+        Ok(())
+    }
+
+    /// Closes the outbound listeners of a network namespace. Live flows go on.
+    pub fn remove_outbound(&self, netns: u64) {
+        if let Some(stop) = self.outbound_ports().remove(&netns) {
+            stop.cancel();
+        }
+    }
+
+    fn outbound_ports(&self) -> std::sync::MutexGuard<'_, HashMap<u64, CancellationToken>> {
+        self.outbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the mesh port of the service instance `id`, if it is served.

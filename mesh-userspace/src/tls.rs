@@ -13,8 +13,8 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub use configs::{ConfigError, TlsConfigs};
-pub use peer_error::PeerError;
+pub use configs::{Client, ConfigError, TlsConfigs};
+pub use peer_error::{PeerError, refusal};
 #[cfg(test)]
 pub(crate) use verify::testing_verify;
 pub use verify::{peer_id, spiffe_id};

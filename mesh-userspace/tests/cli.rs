@@ -12,8 +12,8 @@ use std::{
 
 use mesh_userspace::{
     admin::{
-        AdminBackend, AdminError, AdminServer, Answer, ExecTicket, FlowDirection, FlowState, FlowStatus,
-        ReloadReport, StatusReport,
+        AdminBackend, AdminError, AdminServer, Answer, CutReport, CutRequest, ExecTicket, FlowDirection,
+        FlowState, FlowStatus, ReloadReport, StatusReport,
     },
     identity::ServiceName,
 };
@@ -41,6 +41,7 @@ impl AdminBackend for Backend {
             original_dst: Some("10.0.0.2:5432".parse().unwrap()),
             instance: Some("10.0.0.2:21000".parse().unwrap()),
             state: FlowState::Mtls,
+            tls: Some("TLS 1.3".into()),
             bytes_sent: 1229,
             bytes_received: 3_565_158,
             age_s: 12,
@@ -64,6 +65,10 @@ impl AdminBackend for Backend {
 
     fn reload(&self) -> Answer<'_, ReloadReport> {
         Box::pin(async { Err(AdminError::ConfigRefused("m.toml:1:1: nod: unknown key".into())) })
+    }
+
+    fn cut(&self, _: CutRequest) -> Answer<'_, CutReport> {
+        Box::pin(async { Ok(CutReport::default()) })
     }
 
     fn drain(&self) -> Answer<'_, ()> {

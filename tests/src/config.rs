@@ -30,7 +30,7 @@ pub enum ControlPlane {
     Embedded { lines: String },
     /// Served by the host with this address.
     Remote { server: IpAddr },
-    /// The Consul agent of this host, with further lines of `[control_plane]`.
+    /// The Consul agent of this host, with further lines of `[control_plane]`; its API at loopback unless they say where.
     Consul { lines: String },
 }
 
@@ -67,23 +67,30 @@ impl fmt::Display for Config {
         writeln!(f, "node = \"{node}\"\nlog = \"info,mesh_userspace=debug\"\n{top}")?;
         writeln!(f, "[address]\nadvertise = \"{advertise}\"\n")?;
         match control_plane {
-            ControlPlane::Embedded { lines } => writeln!(
-                f,
-                "[control_plane]\nkind = \"embedded\"\n\n[control_plane.embedded]\n{lines}\n\
-                 [control_plane.embedded.expose]\nlisten = \"{}\"\ntoken_file = \"{TOKEN_FILE}\"\n",
-                std::net::SocketAddr::new(*advertise, API_PORT)
-            )?,
+            ControlPlane::Embedded { lines } => {
+                // With ACLs on, the door for other hosts has no token of its own.
+                let acl = lines.contains("acl = true");
+                let token = if acl { String::new() } else { format!("token_file = \"{TOKEN_FILE}\"\n") };
+                writeln!(
+                    f,
+                    "[control_plane]\nkind = \"embedded\"\n\n[control_plane.embedded]\n{lines}\n\
+                     [control_plane.embedded.expose]\nlisten = \"{}\"\n{token}",
+                    std::net::SocketAddr::new(*advertise, API_PORT)
+                )?;
+            }
             ControlPlane::Remote { server } => writeln!(
                 f,
                 "[control_plane]\nkind = \"remote\"\naddress = \"https://{}\"\nca_file = \"{CA_FILE}\"\n\
                  token_file = \"{TOKEN_FILE}\"\n",
                 std::net::SocketAddr::new(*server, API_PORT)
             )?,
-            ControlPlane::Consul { lines } => writeln!(
-                f,
-                "[control_plane]\nkind = \"consul\"\naddress = \"{}\"\n{lines}\n",
-                crate::program::consul::API
-            )?,
+            ControlPlane::Consul { lines } => {
+                writeln!(f, "[control_plane]\nkind = \"consul\"")?;
+                if !lines.contains("address = ") {
+                    writeln!(f, "address = \"{}\"", crate::program::consul::API)?;
+                }
+                writeln!(f, "{lines}\n")?;
+            }
         }
         for Service { name, port, lines } in services {
             writeln!(f, "[[service]]\nname = \"{name}\"\ncgroup = \"/{name}\"")?;

@@ -35,6 +35,8 @@ pub struct Scene {
     pub on_b: Vec<Service>,
     /// Further lines of A's `[control_plane.embedded]`.
     pub embedded: String,
+    /// Further lines of `[control_plane]` of both, where a Consul is the control plane.
+    pub consul: String,
     /// Further top-level lines of both configurations.
     pub top: String,
     /// Further sections of A's configuration.
@@ -50,6 +52,7 @@ impl Scene {
             on_a: vec![Service::client("web"), Service::client("other")],
             on_b: services.iter().map(|(name, port)| Service::server(name, *port)).collect(),
             embedded: String::new(),
+            consul: String::new(),
             top: String::new(),
             sections: String::new(),
             options: Options::default(),
@@ -109,11 +112,11 @@ impl Scene {
         let (a, b) = (net.host("a"), net.host("b"));
         let server = Consul::start(&a, consul::Role::server().with(extra.clone()));
         let agent = Consul::start(&b, consul::Role::client(&a).with(extra.clone()));
-        let Self { family, on_a, on_b, top, sections, .. } = self;
+        let Self { family, on_a, on_b, consul, top, sections, .. } = self;
         let config = |host: &Host, services, sections| Config {
             node: format!("host-{}", host.name),
             advertise: host.ip(family),
-            control_plane: ControlPlane::Consul { lines: String::new() },
+            control_plane: ControlPlane::Consul { lines: consul.clone() },
             services,
             top: top.clone(),
             sections,
@@ -142,6 +145,15 @@ pub fn share_ca(server: &Meshnode, client: &Host) {
         std::fs::read_to_string(path).map_err(|e| e.to_string())
     });
     client.write(CA_FILE, &ca);
+}
+
+/// The usual scene: `web` on A may connect to `service` on B's `port`, where a server says `welcome` to each.
+#[track_caller]
+pub fn welcoming(service: &str, port: u16) -> (Mesh, Process) {
+    let mesh = Scene::new(&[(service, port)]).start();
+    let server = serve(&mesh.b.host, service, port, &["banner", "welcome"]);
+    mesh.allow("web", service, port);
+    (mesh, server)
 }
 
 impl Mesh {

@@ -1,6 +1,7 @@
 //! Certificates as an attacker would make, steal or misuse them, and the tools to present them.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -52,6 +53,20 @@ impl Authority {
         Self { cert, issuer: Issuer::new(params, key) }
     }
 
+    /// Returns the certificate and the key of a root that Consul takes as the mesh's next: it names the trust domain.
+    pub fn next_root(trust_domain: &str) -> Identity {
+        let key = KeyPair::generate().expect("a key can be made");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "the next root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let uri = format!("spiffe://{trust_domain}");
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("an ASCII URI"))];
+        let cert = params.self_signed(&key).expect("a certificate can be made");
+        Identity { cert: cert.pem(), key: key.serialize_pem() }
+    }
+
     /// The mesh's own, with its key stolen from the disk of the host that serves it.
     ///
     /// # Panics
@@ -70,6 +85,15 @@ impl Authority {
     pub fn issue(&self, uri: &str, validity: Validity) -> Identity {
         let key = KeyPair::generate().expect("a key can be made");
         let cert = params(uri, validity).signed_by(&key, &self.issuer).expect("a certificate can be made");
+        Identity { cert: cert.pem(), key: key.serialize_pem() }
+    }
+
+    /// Issues a certificate for a server at `ip`, which its clients may use as well.
+    pub fn issue_at(&self, ip: IpAddr) -> Identity {
+        let key = KeyPair::generate().expect("a key can be made");
+        let mut params = params("spiffe://none/unused", Validity::Now);
+        params.subject_alt_names = vec![SanType::IpAddress(ip)];
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate can be made");
         Identity { cert: cert.pem(), key: key.serialize_pem() }
     }
 }

@@ -1,6 +1,8 @@
 //! Unmodified programs, each started with a configuration of its own in a host's cgroup and ready when returned.
 
+pub mod connect_proxy;
 pub mod consul;
+pub mod envoy;
 pub mod iperf;
 pub mod nginx;
 pub mod postgres;

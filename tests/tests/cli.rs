@@ -2,24 +2,16 @@
 
 use mesh_tests::{
     config::{CONFIG, Service},
-    fixture::{Mesh, Scene, serve},
+    fixture::{Scene, welcoming},
     meshnode::binary,
-    process::Process,
     program::postgres::{Postgres, psql},
     require_root, wait,
 };
 
-fn scene() -> (Mesh, Process) {
-    let mesh = Scene::new(&[("echo", 7001)]).start();
-    let server = serve(&mesh.b.host, "echo", 7001, &["banner", "welcome"]);
-    mesh.allow("web", "echo", 7001);
-    (mesh, server)
-}
-
 #[test]
 fn status_shows_a_live_flow_from_both_sides() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("echo", 7001);
     let to = mesh.at(7001);
     let live = mesh.a.host.spawn_probe("web", &["connect", &to, "--send", "12345", "--wait", "60000"]);
     let status = mesh.a.wait_status("the flow with its bytes", |s| {
@@ -65,7 +57,7 @@ fn status_shows_a_live_flow_from_both_sides() {
 #[test]
 fn attachment_that_is_gone_is_seen_to_be_gone() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("echo", 7001);
     assert!(mesh.a.status().list("attachments").iter().all(|a| a["state"] == "attached"));
     // The pins of the links are what holds them: without, and without the daemon's own reference, they detach.
     mesh.a.host.run("", &["sh", "-c", "rm -r /sys/fs/bpf/meshnode"]).ok();
@@ -99,7 +91,7 @@ fn exec_runs_one_command_as_a_service_and_keeps_its_exit_code() {
 #[test]
 fn intention_commands_say_yes_and_no_by_exit_code() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("echo", 7001);
     let a = &mesh.a;
     assert_eq!(a.cli(&["intention", "check", "web", "echo"]).status.code(), Some(0));
     assert_eq!(a.cli(&["intention", "check", "other", "echo"]).status.code(), Some(2));
@@ -122,7 +114,7 @@ fn intention_commands_say_yes_and_no_by_exit_code() {
 #[test]
 fn services_of_both_hosts_are_listed() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("echo", 7001);
     mesh.a.cli(&["service", "register", "--name", "legacy", "--port", "9999"]).ok();
     for node in [&mesh.a, &mesh.b] {
         let list = node.cli(&["service", "list"]).ok();
@@ -133,7 +125,7 @@ fn services_of_both_hosts_are_listed() {
 #[test]
 fn commands_without_a_daemon_say_so() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("echo", 7001);
     mesh.a.kill9();
     let said = mesh.a.cli(&["status"]);
     assert_eq!(said.status.code(), Some(69), "{said}");
@@ -145,7 +137,7 @@ fn commands_without_a_daemon_say_so() {
 #[test]
 fn doctor_finds_a_healthy_host_healthy_and_names_what_is_wrong() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("echo", 7001);
     let said = mesh.a.cli(&["doctor"]);
     assert!(said.status.success(), "{said}");
     for what in ["kernel", "BPF", "cgroup", "bpffs", "clock"] {
@@ -185,7 +177,7 @@ fn wrong_configuration_is_refused_with_file_line_and_accepted_values() {
 #[test]
 fn completions_and_man_pages_are_made() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("echo", 7001);
     wait::until_true("a daemon", || mesh.a.cli(&["--version"]).status.success());
     assert!(mesh.a.cli(&["completions", "bash"]).ok().contains("meshnode"));
     assert!(mesh.a.cli(&["--help"]).ok().contains("status"));

@@ -6,19 +6,11 @@ use std::io::{BufRead as _, BufReader};
 
 use mesh_tests::{
     config::{CONFIG, Config, ControlPlane, STATE_DIR, Service},
-    fixture::{Mesh, Scene, connect, serve, share_ca},
+    fixture::{Mesh, Scene, connect, serve, share_ca, welcoming},
     host::{Family, Host},
     meshnode::{Meshnode, UNMANAGED, binary},
-    process::Process,
     require_root, wait,
 };
-
-fn scene() -> (Mesh, Process) {
-    let mesh = Scene::new(&[("db", 5432)]).start();
-    let server = serve(&mesh.b.host, "db", 5432, &["banner", "welcome"]);
-    mesh.allow("web", "db", 5432);
-    (mesh, server)
-}
 
 #[track_caller]
 fn is_let_in(mesh: &Mesh) -> bool {
@@ -28,7 +20,7 @@ fn is_let_in(mesh: &Mesh) -> bool {
 #[test]
 fn a_killed_daemon_leaves_no_way_out_in_clear() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("db", 5432);
     mesh.a.kill9();
     let capture = mesh.net.capture(&mesh.a.host);
     for cgroup in ["web", "other"] {
@@ -49,7 +41,7 @@ fn a_killed_daemon_leaves_no_way_out_in_clear() {
 #[test]
 fn a_killed_daemon_leaves_protection_in_place() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("db", 5432);
     mesh.b.kill9();
     let outsider = mesh.net.host("c");
     let said = connect(&outsider, "", &mesh.at(5432), &["--send", "x", "--wait", "2000"]);
@@ -68,7 +60,7 @@ fn a_killed_daemon_leaves_protection_in_place() {
 #[test]
 fn a_restart_adopts_the_pins() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("db", 5432);
     let pins = |host: &Host| host.run("", &["find", "/sys/fs/bpf/meshnode", "-type", "f"]).ok();
     let before = pins(&mesh.a.host);
     assert!(!before.is_empty());
@@ -87,7 +79,7 @@ fn a_restart_adopts_the_pins() {
 #[test]
 fn a_second_daemon_is_refused() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let binary = binary();
     let said = mesh.a.host.run("", &[binary.to_str().unwrap(), "run", "--config", CONFIG]).fails();
     assert!(said.to_lowercase().contains("another"), "{said}");
@@ -161,7 +153,7 @@ fn third_host(mesh: &Mesh, with_ca: bool) -> Meshnode {
 #[test]
 fn with_a_cache_a_cold_start_serves() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("db", 5432);
     let mut c = third_host(&mesh, true);
     c.run();
     mesh.a.intention("web3", "db", "allow");
@@ -193,7 +185,7 @@ fn with_a_cache_a_cold_start_serves() {
 #[test]
 fn without_a_cache_a_cold_start_denies() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("db", 5432);
     let mut c = third_host(&mesh, true);
     mesh.a.kill9();
     c.launch();
@@ -208,7 +200,7 @@ fn without_a_cache_a_cold_start_denies() {
 #[test]
 fn a_bad_configuration_is_refused_as_a_whole() {
     require_root!();
-    let (mut mesh, _server) = scene();
+    let (mut mesh, _server) = welcoming("db", 5432);
     let good = mesh.a.config.clone();
     mesh.a.config.services.push(Service::client("late"));
     mesh.a.config.sections = "[nonsense]\nkey = 1\n".to_owned();

@@ -7,20 +7,13 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use mesh_tests::{
     config::Service,
     container::Container,
-    fixture::{Mesh, Scene, connect, serve},
+    fixture::{Mesh, Scene, connect, serve, welcoming},
     host::Host,
     meshnode::{Meshnode, UNMANAGED},
     process::Process,
     require_root,
 };
 use serde_json::Value;
-
-fn scene() -> (Mesh, Process) {
-    let mesh = Scene::new(&[("db", 5432)]).start();
-    let server = serve(&mesh.b.host, "db", 5432, &["banner", "welcome"]);
-    mesh.allow("web", "db", 5432);
-    (mesh, server)
-}
 
 /// The address of a daemon's outbound listener on 127.0.0.1.
 #[track_caller]
@@ -41,7 +34,7 @@ fn is_reset(said: &Value) {
 #[test]
 fn dialling_the_outbound_listener_is_reset_and_counted() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let listener = outbound_listener(&mesh.a);
     for cgroup in [UNMANAGED, "web", "other", ""] {
         let before = mesh.a.status().ended("outbound", "not-captured");
@@ -53,7 +46,7 @@ fn dialling_the_outbound_listener_is_reset_and_counted() {
 #[test]
 fn a_flows_source_port_is_worth_nothing_to_another_process() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     // A flow of web's, alive; its source port is the kernel's secret only as far as ss(8) tells it to everybody.
     let mut holder = hold(&mesh, "web");
     let port = captured_source_port(&mesh);
@@ -101,7 +94,7 @@ fn captured_source_port(mesh: &Mesh) -> u16 {
 #[test]
 fn plain_bytes_at_the_mesh_port_are_refused_and_counted() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let to = format!("{}:{}", mesh.b.host.v4, mesh.mesh_port("db"));
     let before = mesh.b.status().ended("inbound", "plain-text");
     let said = connect(&mesh.a.host, UNMANAGED, &to, &["--send", "GET / HTTP/1.0\r\n\r\n"]);
@@ -113,7 +106,7 @@ fn plain_bytes_at_the_mesh_port_are_refused_and_counted() {
 #[test]
 fn strict_guard_resets_cleartext_from_outside() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let outsider = mesh.net.host("c");
     let before = mesh.b.status().counter("guarded");
     for address in
@@ -150,7 +143,7 @@ fn permissive_guard_lets_cleartext_pass_and_counts_it() {
 #[test]
 fn protected_port_is_refused_from_the_same_host_on_every_address() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let b = &mesh.b;
     let before = b.status().counter("denied_unmanaged");
     let targets = [
@@ -173,7 +166,7 @@ fn protected_port_is_refused_from_the_same_host_on_every_address() {
 #[test]
 fn protected_port_is_refused_from_another_network_namespace() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let container = Container::new(&mesh.b.host, 1, UNMANAGED);
     for to in [format!("{}:5432", container.gateway), mesh.at(5432)] {
         let said: Value =
@@ -189,7 +182,7 @@ fn protected_port_is_refused_from_another_network_namespace() {
 #[test]
 fn child_in_another_session_stays_what_its_cgroup_is() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let (to, probe) = (mesh.at(5432), mesh_tests::space::tool("probe"));
     let probe = probe.to_str().unwrap();
     let escape = ["setsid", "-w", "nohup", probe, "connect", &to, "--read", "7"];
@@ -203,7 +196,7 @@ fn child_in_another_session_stays_what_its_cgroup_is() {
 #[test]
 fn cgroup_below_a_workloads_is_the_workload_too() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let said = mesh.connect("web/deep/er", 5432, &["--read", "7"]);
     assert_eq!(said["received"], "welcome", "{said}");
     assert_eq!(mesh.connect("other/deep/er", 5432, &[])["error"], "EPERM");
@@ -212,7 +205,7 @@ fn cgroup_below_a_workloads_is_the_workload_too() {
 #[test]
 fn moving_out_of_the_cgroup_ends_the_identity_for_new_connections() {
     require_root!();
-    let (mesh, _server) = scene();
+    let (mesh, _server) = welcoming("db", 5432);
     let to = mesh.at(5432);
     let probe = mesh_tests::space::tool("probe");
     let script = format!(

@@ -1,6 +1,7 @@
 //! `setup`: finds or installs what building and testing needs, and says in a line each what it found or did.
 
 mod bpf;
+mod envoy;
 mod packages;
 mod tools;
 
@@ -38,6 +39,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
     }
     if wants(Purpose::Test) {
         tools::consul()?;
+        envoy::envoy()?;
     }
     if wants(Purpose::Vm) {
         for release in vm::RELEASES {

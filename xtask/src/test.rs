@@ -31,6 +31,8 @@ pub enum Suite {
     Unit,
     /// Hosts made of namespaces, real programs, the real daemon
     Integration,
+    /// Of these, the comparison of the embedded server with a real Consul alone
+    Conformance,
     /// The datapath tests on other kernels
     Vm,
 }
@@ -49,6 +51,11 @@ pub fn run(args: &Args) -> Result<bool> {
             Suite::Integration => {
                 artifacts::meshnode()?;
                 cargo_test("integration", &["--package", "mesh-tests"], args, &mut tally)?;
+            }
+            Suite::Conformance => {
+                artifacts::meshnode()?;
+                let selection = ["--package", "mesh-tests", "--test", "conformance"];
+                cargo_test("integration", &selection, args, &mut tally)?;
             }
             Suite::Vm => {
                 artifacts::meshnode()?;
@@ -75,7 +82,7 @@ pub fn on_kernels(args: &vm::Args) -> Result<bool> {
 
 fn prepare(suites: &[Suite]) -> Result<()> {
     setup::run(Purpose::Build)?;
-    if suites.contains(&Suite::Integration) || suites.contains(&Suite::Vm) {
+    if suites.iter().any(|suite| *suite != Suite::Unit) {
         setup::run(Purpose::Test)?;
     }
     if suites.contains(&Suite::Vm) {

@@ -47,6 +47,12 @@ pub fn encode(report: &StatusReport) -> String {
         "Things that this host lacks; status names them",
         count(&report.degraded),
     );
+    gauge(
+        &mut registry,
+        "uncaptured_connections",
+        "Connections in clear from before the daemon knew of them",
+        count(&report.uncaptured),
+    );
     events(&mut registry, report);
     flows(&mut registry, report);
     services(&mut registry, report);

@@ -25,7 +25,10 @@ use tokio::{
     sync::Semaphore,
 };
 
-use super::{AdminBackend, AdminError, ErrorBody, ExecRequest, ExecTicket, ReloadReport, StatusReport};
+use super::{
+    AdminBackend, AdminError, CutReport, CutRequest, ErrorBody, ExecRequest, ExecTicket, ReloadReport,
+    StatusReport,
+};
 use crate::telemetry::AUDIT;
 
 /// A request's body is a service name and a pid.
@@ -143,6 +146,7 @@ fn router(backend: Arc<dyn AdminBackend>, peer: Peer) -> Router {
         .route("/metrics", get(metrics))
         .route("/exec", post(exec))
         .route("/reload", post(reload))
+        .route("/cut", post(cut))
         .route("/drain", post(drain))
         .fallback(async || refusal(StatusCode::NOT_FOUND, "not-found", "no such path"))
         .method_not_allowed_fallback(async || {
@@ -165,13 +169,23 @@ async fn authorize(peer: Peer, request: Request, next: Next) -> Response {
     )
 }
 
-async fn status(State(context): State<Context>) -> Json<StatusReport> {
-    Json(context.backend.status())
+async fn status(State(context): State<Context>) -> Result<Json<StatusReport>, AdminError> {
+    asked(context.backend, |backend| backend.status()).await.map(Json)
 }
 
-async fn metrics(State(context): State<Context>) -> Response {
+/// Lets `ask` take its time: it asks the kernel for much.
+async fn asked<T: Send + 'static>(
+    backend: Arc<dyn AdminBackend>,
+    ask: impl FnOnce(&dyn AdminBackend) -> T + Send + 'static,
+) -> Result<T, AdminError> {
+    let answer = tokio::task::spawn_blocking(move || ask(&*backend)).await;
+    answer.map_err(|error| AdminError::System(error.to_string()))
+}
+
+async fn metrics(State(context): State<Context>) -> Result<Response, AdminError> {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, OPEN_METRICS)], context.backend.metrics()).into_response()
+    let text = asked(context.backend, |backend| backend.metrics()).await?;
+    Ok(([(CONTENT_TYPE, OPEN_METRICS)], text).into_response())
 }
 
 async fn exec(
@@ -192,6 +206,17 @@ async fn exec(
 async fn reload(State(context): State<Context>) -> Result<Json<ReloadReport>, AdminError> {
     tracing::info!(target: AUDIT, pid = context.peer.pid, uid = context.peer.uid, "reload asked for");
     context.backend.reload().await.map(Json)
+}
+
+async fn cut(
+    State(context): State<Context>,
+    body: Result<Json<CutRequest>, JsonRejection>,
+) -> Result<Json<CutReport>, Response> {
+    let Json(request) = body.map_err(|error| refusal(error.status(), "bad-request", &error.body_text()))?;
+    let report = context.backend.cut(request).await.map_err(AdminError::into_response)?;
+    let Peer { pid, uid, .. } = context.peer;
+    tracing::info!(target: AUDIT, pid, uid, cut = report.cut.len(), failed = report.failed.len(), "uncaptured connections cut");
+    Ok(Json(report))
 }
 
 async fn drain(State(context): State<Context>) -> Result<StatusCode, AdminError> {

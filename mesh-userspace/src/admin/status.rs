@@ -53,6 +53,8 @@ pub struct StatusReport {
     pub services: Vec<ServiceStatus>,
     /// Live flows.
     pub flows: Vec<FlowStatus>,
+    /// Connections in clear that would be the mesh's, had they been opened now: from before the daemon knew of them.
+    pub uncaptured: Vec<UncapturedStatus>,
     /// Flows that ended or were denied, the newest first; a bounded number of them.
     pub recent: Vec<FlowStatus>,
     pub certificates: Vec<CertificateStatus>,
@@ -93,6 +95,21 @@ pub enum AttachmentState {
     /// Said by a daemon of another version.
     #[serde(other)]
     Unknown,
+}
+
+/// A connection in clear between two ends that the mesh should connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UncapturedStatus {
+    pub direction: FlowDirection,
+    /// Empty for a caller that is no workload of this host.
+    #[serde(default)]
+    pub source: String,
+    pub destination: String,
+    /// Relative to `cgroup_root`; empty where the kernel does not say.
+    #[serde(default)]
+    pub cgroup: String,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
 }
 
 /// One workload: the service that it is, and the cgroups in which its processes are.
@@ -161,6 +178,17 @@ pub enum FlowState {
     Unknown,
 }
 
+impl ControlPlaneStatus {
+    /// Returns what it means that a part of the catalog is not watched; `None` when all is.
+    pub fn partial(&self) -> Option<String> {
+        let unwatched = self.unwatched_services.filter(|n| *n > 0)?;
+        Some(format!(
+            "{unwatched} services of the catalog are not watched (control_plane.catalog_limit): a dial to one that no \
+             intention allows is refused by its own host, not here"
+        ))
+    }
+}
+
 impl FlowState {
     /// Returns the word that people read.
     pub fn as_str(self) -> &'static str {
@@ -206,6 +234,9 @@ pub struct FlowStatus {
     /// The chosen instance's mesh address (outbound), the peer (inbound).
     pub instance: Option<SocketAddr>,
     pub state: FlowState,
+    /// `TLS 1.3`, or `TLS 1.2` with a foreign peer that has no 1.3; `None` without TLS, and before the handshake is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
     /// Application bytes from the caller to the called.
     #[serde(default)]
     pub bytes_sent: u64,
@@ -246,6 +277,11 @@ pub struct ControlPlaneStatus {
     pub index: u64,
     /// What is served was read from the disk cache.
     pub from_cache: bool,
+    /// Services of the catalog that are watched: a dial to one of them is decided here.
+    pub watched_services: usize,
+    /// Services of the catalog that are not: a dial to one of them is refused by its own host only. `None` where nobody
+    /// counts them.
+    pub unwatched_services: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

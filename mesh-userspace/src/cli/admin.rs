@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::{
-    admin::{ErrorBody, ExecRequest, ExecTicket, ReloadReport, StatusReport},
+    admin::{CutReport, CutRequest, ErrorBody, ExecRequest, ExecTicket, ReloadReport, StatusReport},
     control_plane::{Exchange, ExchangeError, Reply},
 };
 
@@ -38,6 +38,11 @@ impl Admin {
 
     pub async fn reload(&self) -> Result<ReloadReport, Failure> {
         self.read(&self.ask(Method::POST, "/reload", Bytes::new()).await?)
+    }
+
+    pub async fn cut(&self, request: &CutRequest) -> Result<CutReport, Failure> {
+        let body = serde_json::to_vec(request).expect("invariant: a request has string keys");
+        self.read(&self.ask(Method::POST, "/cut", body.into()).await?)
     }
 
     pub async fn drain(&self) -> Result<(), Failure> {

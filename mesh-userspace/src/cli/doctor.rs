@@ -83,6 +83,7 @@ pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8, Failure> {
     findings.extend(kernel::check());
     findings.extend(host::check(&config, daemon.as_ref()));
     findings.extend(plane::check(global, &config, daemon.is_some()).await);
+    findings.extend(daemon.as_ref().and_then(plane::catalog));
 
     if args.json {
         print_json(&findings)?;

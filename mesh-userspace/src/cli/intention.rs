@@ -12,9 +12,13 @@ use super::{
     target,
 };
 use crate::{
-    control_plane::{ApiError, Client, api::CheckAnswer, escape},
+    control_plane::{
+        ApiError, Client,
+        api::{CheckAnswer, MatchAnswer, nullable},
+        escape, intention,
+    },
     identity::ServiceName,
-    intention::{Action, Pattern},
+    intention::{Action, Intentions, Pattern},
 };
 
 #[derive(Debug, Subcommand)]
@@ -100,10 +104,18 @@ struct Entry {
     /// Empty for an intention that decides by more than the connection (Consul 1.9 and later).
     #[serde(default)]
     action: String,
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    permissions: Vec<serde_json::Value>,
     #[serde(default)]
     precedence: i64,
     #[serde(default)]
     description: String,
+}
+
+impl Entry {
+    fn action(&self) -> &str {
+        if self.permissions.is_empty() { &self.action } else { "HTTP permissions" }
+    }
 }
 
 pub async fn run(global: &Global, command: IntentionCommand) -> Result<u8, Failure> {
@@ -121,10 +133,37 @@ async fn entries(api: &Client) -> Result<Vec<Entry>, ApiError> {
     Ok(api.get::<Option<Vec<Entry>>>("/v1/connect/intentions").await?.unwrap_or_default())
 }
 
-async fn find(api: &Client, source: &Pattern, destination: &Pattern) -> Result<Option<Entry>, ApiError> {
-    let (source, destination) = (source.to_string(), destination.to_string());
-    let all = entries(api).await?;
-    Ok(all.into_iter().find(|entry| entry.source_name == source && entry.destination_name == destination))
+/// What the server has at a pair, and how it wants to be told.
+enum Found {
+    /// Consul 1.9 and later, and meshnode: a pair is a place that is written and removed by name.
+    ByName(Option<Entry>),
+    /// Consul 1.8: an intention is known by its id.
+    ById(Option<Entry>),
+}
+
+impl Found {
+    fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::ByName(entry) | Self::ById(entry) => entry.as_ref(),
+        }
+    }
+}
+
+async fn find(api: &Client, source: &Pattern, destination: &Pattern) -> Result<Found, ApiError> {
+    match api.get::<Entry>(&exact(source, destination)).await {
+        Ok(entry) => Ok(Found::ByName(Some(entry))),
+        Err(ApiError::NotFound { .. }) => Ok(Found::ByName(None)),
+        // Consul 1.8 takes `exact` for an id: "UUID must be 36 characters".
+        Err(ApiError::Status { status, reason, .. })
+            if status.is_client_error() && reason.contains("UUID") =>
+        {
+            let (source, destination) = (source.to_string(), destination.to_string());
+            let all = entries(api).await?;
+            let fits = |entry: &Entry| entry.source_name == source && entry.destination_name == destination;
+            Ok(Found::ById(all.into_iter().find(fits)))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn exact(source: &Pattern, destination: &Pattern) -> String {
@@ -132,41 +171,43 @@ fn exact(source: &Pattern, destination: &Pattern) -> String {
     format!("/v1/connect/intentions/exact?source={source}&destination={destination}")
 }
 
+fn by_id(id: &str) -> String {
+    format!("/v1/connect/intentions/{}", escape(id))
+}
+
 async fn create(api: &Client, args: &CreateArgs) -> Result<u8, Failure> {
     let (source, destination) = args.pair.parse()?;
     let action = if args.deny { Action::Deny } else { Action::Allow };
     let word = if args.deny { "deny" } else { "allow" };
+    let found = find(api, &source, &destination).await?;
+    if let Some(entry) = found.entry().filter(|_| !args.replace) {
+        return Err(Failure::Refused(format!(
+            "there is an intention {source} -> {destination}: {} already; --replace changes it",
+            entry.action()
+        )));
+    }
     let body = json!({
         "SourceName": source,
         "DestinationName": destination,
         "SourceType": "consul",
         "Action": action,
     });
-    let existing = find(api, &source, &destination).await?;
-    match &existing {
-        Some(entry) if !args.replace => {
-            return Err(Failure::Refused(format!(
-                "there is an intention {source} -> {destination}: {} already; --replace changes it",
-                entry.action
-            )));
-        }
-        // Intentions of Consul 1.9 and later may have no id.
-        Some(entry) if entry.id.is_empty() => {
+    match &found {
+        Found::ByName(_) => {
             let body = json!({ "SourceType": "consul", "Action": action });
             api.put::<()>(&exact(&source, &destination), &body).await?;
         }
-        Some(entry) => {
-            let path = format!("/v1/connect/intentions/{}", escape(&entry.id));
-            api.put::<()>(&path, &body).await?;
+        Found::ById(Some(entry)) => {
+            api.put::<()>(&by_id(&entry.id), &body).await?;
         }
-        None => {
+        Found::ById(None) => {
             api.post::<()>("/v1/connect/intentions", &body).await?;
         }
     }
     if args.pair.json {
         print_json(&json!({ "Source": source, "Destination": destination, "Action": action }))?;
     } else {
-        let done = if existing.is_some() { "Replaced" } else { "Created" };
+        let done = if found.entry().is_some() { "Replaced" } else { "Created" };
         print(&format!("{done}: {source} => {destination} ({word})\n"))?;
     }
     Ok(exit::OK)
@@ -194,7 +235,7 @@ async fn list(api: &Client, json: bool) -> Result<u8, Failure> {
         let colour = if entry.action == "allow" { Colour::Good } else { Colour::Bad };
         table.row([
             entry.source_name.as_str().into(),
-            Cell::coloured(&entry.action, colour),
+            Cell::coloured(entry.action(), colour),
             entry.destination_name.as_str().into(),
             Cell::right(entry.precedence.to_string()),
             entry.id.as_str().into(),
@@ -206,19 +247,18 @@ async fn list(api: &Client, json: bool) -> Result<u8, Failure> {
 
 async fn delete(api: &Client, args: &PairArgs) -> Result<u8, Failure> {
     let path = if let Some(id) = args.id() {
-        format!("/v1/connect/intentions/{}", escape(id))
+        by_id(id)
     } else {
         let (source, destination) = args.parse()?;
         let found = find(api, &source, &destination).await?;
-        let entry = found.ok_or_else(|| {
+        let entry = found.entry().ok_or_else(|| {
             Failure::Refused(format!(
                 "there is no intention {source} -> {destination}; `meshnode intention list` shows all"
             ))
         })?;
-        if entry.id.is_empty() {
-            exact(&source, &destination)
-        } else {
-            format!("/v1/connect/intentions/{}", escape(&entry.id))
+        match &found {
+            Found::ByName(_) => exact(&source, &destination),
+            Found::ById(_) => by_id(&entry.id),
         }
     };
     api.delete(&path).await?;
@@ -240,24 +280,66 @@ async fn check(api: &Client, args: &PairArgs) -> Result<u8, Failure> {
     let (from, to) = (escape(&source.to_string()), escape(&destination.to_string()));
     let answer: CheckAnswer =
         api.get(&format!("/v1/connect/intentions/check?source={from}&destination={to}")).await?;
+    let explanation = if answer.allowed { None } else { explanation(api, &source, &destination).await? };
     if args.json {
-        print_json(&answer)?;
+        print_json(&json!({ "Allowed": answer.allowed, "Reason": explanation }))?;
     } else {
         print(if answer.allowed { "Allowed\n" } else { "Denied\n" })?;
+        if let Some(why) = explanation {
+            print(&format!("{why}\n"))?;
+        }
     }
     Ok(if answer.allowed { exit::OK } else { exit::DENIED })
+}
+
+/// Returns why a pair is denied where an intention might look as if it allowed.
+async fn explanation(
+    api: &Client,
+    source: &Pattern,
+    destination: &Pattern,
+) -> Result<Option<String>, ApiError> {
+    let (Pattern::Exact(from), Pattern::Exact(to)) = (source, destination) else { return Ok(None) };
+    let path = format!("/v1/connect/intentions/match?by=source&name={}", escape(from.as_str()));
+    let mut answer: MatchAnswer = match api.get(&path).await {
+        // Who may check may still not be allowed to read.
+        Err(ApiError::Forbidden { .. }) => return Ok(None),
+        answer => answer?,
+    };
+    let mut entries = answer.remove(from.as_str()).flatten().unwrap_or_default();
+    entries.sort_by_key(|entry| entry.precedence);
+    let ours = &api.access().tenancy;
+    let set = Intentions::new(entries.iter().filter_map(|entry| intention(entry, ours)), Action::Deny);
+    Ok(set.decide(from, to).explanation())
 }
 
 /// Returns the arguments with Consul's one-hyphen options (`-allow`, `-http-addr=…`) of `intention` and `service` written
 /// with two, and a lone `->` as a word.
 pub fn consul_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const OPTIONS: [&str; 10] =
-        ["allow", "deny", "replace", "json", "http-addr", "token", "ca-file", "name", "port", "id"];
+    const OPTIONS: [&str; 18] = [
+        "allow",
+        "deny",
+        "replace",
+        "json",
+        "http-addr",
+        "token",
+        "ca-file",
+        "name",
+        "port",
+        "id",
+        "rules",
+        "description",
+        "policy-name",
+        "policy-id",
+        "service-identity",
+        "node-identity",
+        "expires-ttl",
+        "self",
+    ];
     let mut consul = false;
     let mut plain = false;
     let translate = |arg: OsString| {
         let Some(text) = arg.to_str() else { return arg };
-        consul |= matches!(text, "intention" | "service");
+        consul |= matches!(text, "intention" | "service" | "acl");
         plain |= text == "--" || text == "exec";
         let Some(option) = text.strip_prefix('-').filter(|_| consul && !plain) else { return arg };
         let name = option.split('=').next().unwrap_or(option);

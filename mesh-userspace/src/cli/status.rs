@@ -1,4 +1,4 @@
-//! `meshnode status`, and the two other things that are only asked of the daemon: `reload` and `drain`.
+//! `meshnode status`, and the other things that are only asked of the daemon: `reload`, `cut` and `drain`.
 
 pub mod render;
 mod watch;
@@ -13,7 +13,7 @@ use super::{
     target,
 };
 use crate::{
-    admin::{AttachmentState, StatusReport},
+    admin::{AttachmentState, CutRequest, StatusReport},
     identity::ServiceName,
 };
 
@@ -34,6 +34,13 @@ pub struct StatusArgs {
     /// Exit with 3 if something is wrong: a program not attached, the control plane away, a certificate expired
     #[arg(long, conflicts_with = "watch")]
     pub check: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CutArgs {
+    /// Only connections from or to this service
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<ServiceName>,
 }
 
 pub async fn run(global: &Global, args: &StatusArgs) -> Result<u8, Failure> {
@@ -65,6 +72,7 @@ pub fn only(mut report: StatusReport, service: &str) -> StatusReport {
     report.workloads.retain(|workload| workload.service == service);
     report.services.retain(|entry| entry.name == service);
     report.certificates.retain(|certificate| certificate.service == service);
+    report.uncaptured.retain(|one| one.source == service || one.destination == service);
     report.flows.retain(|flow| flow.source == service || flow.destination == service);
     report.recent.retain(|flow| flow.source == service || flow.destination == service);
     report
@@ -95,6 +103,12 @@ pub fn problems(report: &StatusReport) -> Vec<String> {
     for certificate in report.certificates.iter().filter(|certificate| certificate.seconds_left <= 0) {
         problems.push(format!("the certificate of {} has expired", certificate.service));
     }
+    if !report.uncaptured.is_empty() {
+        problems.push(format!(
+            "{} connections from before the mesh knew of them are in clear: `meshnode cut` ends them",
+            report.uncaptured.len()
+        ));
+    }
     problems
 }
 
@@ -106,6 +120,24 @@ pub async fn reload(global: &Global) -> Result<u8, Failure> {
     }
     print(&text)?;
     Ok(exit::OK)
+}
+
+pub async fn cut(global: &Global, args: &CutArgs) -> Result<u8, Failure> {
+    let request = CutRequest { service: args.service.clone() };
+    let report = target::admin(global)?.cut(&request).await?;
+    let mut text = String::new();
+    for one in &report.cut {
+        let (source, destination) = render::ends(&one.source, &one.destination);
+        text.push_str(&format!("cut {source} → {destination}  {} → {}\n", one.local, one.remote));
+    }
+    for failure in &report.failed {
+        text.push_str(&format!("not cut: {failure}\n"));
+    }
+    if text.is_empty() {
+        text.push_str("no connection is uncaptured\n");
+    }
+    print(&text)?;
+    Ok(if report.failed.is_empty() { exit::OK } else { exit::FAILED })
 }
 
 pub async fn drain(global: &Global) -> Result<u8, Failure> {

@@ -20,6 +20,7 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         listen,
         limits,
         control_plane,
+        catalog_limit,
         services: _,
         exempt: _,
     } = old;
@@ -34,6 +35,7 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         ("log_format", *log_format != new.log_format),
         ("address.advertise", address.advertise != new.address.advertise),
         ("address.mesh_ports", address.mesh_ports != new.address.mesh_ports),
+        ("control_plane.catalog_limit", *catalog_limit != new.catalog_limit),
         ("limits", *limits != new.limits),
         ("listen.outbound_port", listen.outbound_port != new.listen.outbound_port),
         ("listen.guard_port", listen.guard_port != new.listen.guard_port),
@@ -57,6 +59,9 @@ fn control_plane_changes(old: &ControlPlane, new: &ControlPlane) -> Vec<&'static
         | (ControlPlane::Consul(old), ControlPlane::Consul(new)) => vec![
             ("address", old.address != new.address),
             ("ca_file", old.ca_file != new.ca_file),
+            ("cert_file", old.client_cert != new.client_cert),
+            ("namespace", old.tenancy.namespace != new.tenancy.namespace),
+            ("partition", old.tenancy.partition != new.tenancy.partition),
             ("token", old.token != new.token),
         ],
         _ => vec![("kind", true)],
@@ -69,6 +74,7 @@ fn embedded_changes(old: &Embedded, new: &Embedded) -> Vec<(&'static str, bool)>
         ("address", old.listen != new.listen),
         ("embedded.default_policy", old.default_policy != new.default_policy),
         ("embedded.leaf_ttl", old.leaf_ttl != new.leaf_ttl),
+        ("embedded.acl", old.acl != new.acl),
         ("embedded.trust_domain", old.trust_domain != new.trust_domain),
         ("embedded.expose", old.expose != new.expose),
         // Its files are read again at each reload; without the section there would be no key to go on with.

@@ -161,6 +161,19 @@ pub(super) fn confidential(
     }
 }
 
+/// A client certificate is for TLS.
+pub(super) fn https_only(
+    document: &Document<'_>,
+    address: &ApiAddress,
+    files: [&Option<Located<PathBuf>>; 2],
+) {
+    if !matches!(address, ApiAddress::Https(_)) {
+        for file in files.into_iter().flatten() {
+            document.note(&file.at, format_args!("only with an https:// address, not with \"{address}\""));
+        }
+    }
+}
+
 /// The embedded server's own address is a loopback literal without TLS.
 pub(super) fn loopback_listen(
     document: &Document<'_>,

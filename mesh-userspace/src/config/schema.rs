@@ -14,18 +14,20 @@ use super::{
     Expose, GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector,
     ServiceConfig,
     document::{Document, Section},
-    error::Located,
+    error::{Located, Location},
     rules,
     value::{DURATION, absolute, format_duration, parse_duration},
 };
 use crate::{
-    control_plane::{ApiAccess, ApiAddress, HostPort, Kind, TokenSource},
+    control_plane::{ApiAccess, ApiAddress, ClientCert, HostPort, Kind, Tenancy, TokenSource},
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
 
 const PATH: &str = "an absolute path";
 const NAME: &str = "1 to 63 letters, digits, `-`, `_`, `.`, the first and last a letter or digit";
+/// Services up to which the whole catalog is watched.
+const CATALOG_LIMIT: u32 = 500;
 pub(super) const SHORTEST_LEAF: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_LEAF: Duration = Duration::from_secs(72 * 3600);
 
@@ -60,7 +62,7 @@ fn root(section: Section<'_>) -> Option<Config> {
 
     let mut claims = rules::Claims::new(section.document);
     let (listen, address) = (listen(&section, &mut claims), address(&section));
-    let control_plane = control_plane(&section, &mut claims);
+    let (control_plane, catalog_limit) = control_plane(&section, &mut claims);
     let services = services(&section, &address.mesh_ports, &mut claims);
     let limits = limits(&section);
     let exempt = section.sections("exempt").into_iter().filter_map(exemption).collect();
@@ -68,7 +70,7 @@ fn root(section: Section<'_>) -> Option<Config> {
     let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
     Some(Config {
         node: node.map_or_else(host_name, |node| node.value.to_string()),
-        datacenter: datacenter.map_or_else(|| "dc1".to_owned(), |dc| dc.value.to_string()),
+        datacenter: datacenter.map(|dc| dc.value.to_string()),
         state_dir: or(state_dir, "/var/lib/meshnode"),
         run_dir: or(run_dir, "/run/meshnode"),
         cgroup_root: or(cgroup_root, "/"),
@@ -81,6 +83,7 @@ fn root(section: Section<'_>) -> Option<Config> {
         listen,
         limits,
         control_plane: control_plane?,
+        catalog_limit,
         services,
         exempt,
     })
@@ -148,41 +151,73 @@ fn listen(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> ListenConfig {
     config
 }
 
-fn control_plane(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> Option<ControlPlane> {
+/// Returns the control plane and the limit of the catalog.
+fn control_plane(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> (Option<ControlPlane>, usize) {
     let section = root.section("control_plane");
     let kinds = [("embedded", Kind::Embedded), ("remote", Kind::Remote), ("consul", Kind::Consul)];
     let kind = section.choice("kind", &kinds).map_or(Kind::Embedded, |kind| kind.value);
-    let address = section.text("address", ApiAddress::FORMS, str::parse::<ApiAddress>);
-    let ca_file = section.text("ca_file", PATH, absolute);
-    let token = section.secret("token", |text| TokenSource::value(text).ok());
-    let token_file = section.text("token_file", PATH, absolute);
+    let limit = section.number("catalog_limit", 0..=1_000_000).map_or(CATALOG_LIMIT, |number| number.value);
+    let access = AccessKeys::read(&section);
     let embedded = section.section("embedded");
     let config = if kind == Kind::Embedded {
-        for at in [ca_file.map(|v| v.at), token.map(|v| v.at), token_file.map(|v| v.at)].into_iter().flatten()
-        {
+        for at in access.places() {
             let hint = "only with kind = \"remote\" or \"consul\"; the embedded server's own token is \
                         control_plane.embedded.expose.token_file";
-            section.document.note(&at, hint);
+            section.document.note(at, hint);
         }
-        Some(ControlPlane::Embedded(embedded_server(embedded, address, claims)))
+        Some(ControlPlane::Embedded(embedded_server(embedded, access.address, claims)))
     } else {
         if embedded.is_present() {
             section.document.note(embedded.at(), "only with kind = \"embedded\"");
         }
-        let token = rules::one_token(section.document, token, token_file);
-        remote_api(&section, kind, address, ca_file, token)
+        remote_api(&section, kind, access)
     };
     section.finish();
-    config
+    (config, limit as usize)
 }
 
-fn remote_api(
-    section: &Section<'_>,
-    kind: Kind,
+/// The keys of where the API is and what it takes to be let in.
+struct AccessKeys {
     address: Option<Located<ApiAddress>>,
     ca_file: Option<Located<PathBuf>>,
-    token: Option<TokenSource>,
-) -> Option<ControlPlane> {
+    cert_file: Option<Located<PathBuf>>,
+    key_file: Option<Located<PathBuf>>,
+    token: Option<Located<TokenSource>>,
+    token_file: Option<Located<PathBuf>>,
+    namespace: Option<Located<String>>,
+    partition: Option<Located<String>>,
+}
+
+impl AccessKeys {
+    fn read(section: &Section<'_>) -> Self {
+        let name = |key| section.text(key, NAME, |text| text.parse::<ServiceName>().map(|_| text.to_owned()));
+        Self {
+            address: section.text("address", ApiAddress::FORMS, str::parse::<ApiAddress>),
+            ca_file: section.text("ca_file", PATH, absolute),
+            cert_file: section.text("cert_file", PATH, absolute),
+            key_file: section.text("key_file", PATH, absolute),
+            token: section.secret("token", |text| TokenSource::value(text).ok()),
+            token_file: section.text("token_file", PATH, absolute),
+            namespace: name("namespace"),
+            partition: name("partition"),
+        }
+    }
+
+    /// Where what only another server needs is.
+    fn places(&self) -> impl Iterator<Item = &Location> {
+        let files = [&self.ca_file, &self.cert_file, &self.key_file, &self.token_file].into_iter().flatten();
+        let names = [&self.namespace, &self.partition].into_iter().flatten();
+        files
+            .map(|file| &file.at)
+            .chain(self.token.iter().map(|token| &token.at))
+            .chain(names.map(|name| &name.at))
+    }
+}
+
+fn remote_api(section: &Section<'_>, kind: Kind, access: AccessKeys) -> Option<ControlPlane> {
+    let AccessKeys { address, ca_file, cert_file, key_file, token, token_file, namespace, partition } =
+        access;
+    let token = rules::one_token(section.document, token, token_file);
     let address = match address {
         Some(address) => address,
         None if kind == Kind::Remote => {
@@ -198,9 +233,41 @@ fn remote_api(
         },
     };
     rules::confidential(section.document, &address, ca_file.as_ref());
-    let ca_file = ca_file.map(|file| file.value);
-    let access = ApiAccess { ca_file, token, ..ApiAccess::anonymous(address.value) };
+    rules::https_only(section.document, &address.value, [&cert_file, &key_file]);
+    if kind == Kind::Remote {
+        for name in [&namespace, &partition].into_iter().flatten() {
+            section.document.note(&name.at, "only with kind = \"consul\"");
+        }
+    }
+    let access = ApiAccess {
+        ca_file: ca_file.map(|file| file.value),
+        client_cert: certificate(section, cert_file, key_file)
+            .map(|CertificateFiles { cert_file, key_file }| ClientCert { cert_file, key_file }),
+        token,
+        tenancy: Tenancy { namespace: namespace.map(|n| n.value), partition: partition.map(|p| p.value) },
+        ..ApiAccess::anonymous(address.value)
+    };
     Some(if kind == Kind::Remote { ControlPlane::Remote(access) } else { ControlPlane::Consul(access) })
+}
+
+/// Returns certificate and key, which come together.
+fn certificate(
+    section: &Section<'_>,
+    cert_file: Option<Located<PathBuf>>,
+    key_file: Option<Located<PathBuf>>,
+) -> Option<CertificateFiles> {
+    match (cert_file, key_file) {
+        (Some(cert), Some(key)) => Some(CertificateFiles { cert_file: cert.value, key_file: key.value }),
+        (Some(_), None) => {
+            section.missing("key_file", "with cert_file, the path of its private key");
+            None
+        }
+        (None, Some(_)) => {
+            section.missing("cert_file", "with key_file, the path of its certificate chain");
+            None
+        }
+        (None, None) => None,
+    }
 }
 
 fn embedded_server(
@@ -227,13 +294,15 @@ fn embedded_server(
         section.text("trust_domain", "lower-case letters, digits, `-`, `_`, `.`, at most 255", |text| {
             text.parse::<TrustDomain>().map_err(|_| "")
         });
-    let expose = expose(section.section("expose"), claims);
+    let acl = section.boolean("acl").is_some_and(|acl| acl.value);
+    let expose = expose(section.section("expose"), acl, claims);
     let ca = ca_files(section.section("ca"));
     section.finish();
     Embedded {
         listen,
         default_policy: default_policy.map_or(default.default_policy, |policy| policy.value),
         leaf_ttl: leaf_ttl.unwrap_or(default.leaf_ttl),
+        acl,
         trust_domain: trust_domain.map(|domain| domain.value),
         expose,
         ca,
@@ -258,7 +327,7 @@ fn ca_files(section: Section<'_>) -> Option<CaFiles> {
     Some(CaFiles { cert_file: cert_file?.value, chain_file, key_file: key_file?.value, force })
 }
 
-fn expose(section: Section<'_>, claims: &mut rules::Claims<'_>) -> Option<Expose> {
+fn expose(section: Section<'_>, acl: bool, claims: &mut rules::Claims<'_>) -> Option<Expose> {
     const ACCEPTED: &str = "ADDRESS:PORT such as \"10.0.0.1:8501\" or \"[::]:8501\"";
     let listen = section.text("listen", ACCEPTED, |text| match text.parse::<SocketAddr>() {
         Ok(listen) if listen.port() == 0 => Err("other hosts need a fixed port"),
@@ -271,19 +340,13 @@ fn expose(section: Section<'_>, claims: &mut rules::Claims<'_>) -> Option<Expose
     if section.is_present() && listen.is_none() {
         section.missing("listen", ACCEPTED);
     }
-    let certificate = match (cert_file, key_file) {
-        (Some(cert), Some(key)) => Some(CertificateFiles { cert_file: cert.value, key_file: key.value }),
-        (Some(_), None) => {
-            section.missing("key_file", "with cert_file, the path of its private key");
-            None
-        }
-        (None, Some(_)) => {
-            section.missing("cert_file", "with key_file, the path of its certificate chain");
-            None
-        }
-        (None, None) => None,
-    };
-    if listen.as_ref().is_some_and(|listen| !listen.value.ip().is_loopback()) && token_file.is_none() {
+    let certificate = certificate(&section, cert_file, key_file);
+    if let Some(file) = token_file.as_ref().filter(|_| acl) {
+        let hint = "only with acl = false: with ACLs on, other hosts present ACL tokens (`meshnode acl token create`)";
+        section.document.note(&file.at, hint);
+    }
+    let beyond_loopback = listen.as_ref().is_some_and(|listen| !listen.value.ip().is_loopback());
+    if beyond_loopback && token_file.is_none() && !acl {
         section.missing(
             "token_file",
             "with listen beyond loopback, the path of the token that other hosts must present",

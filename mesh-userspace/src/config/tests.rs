@@ -233,6 +233,11 @@ fn control_plane_combinations_are_refused_and_their_twins_accepted() {
             "embedded.expose.listen = \"10.0.0.1:8501\"\nembedded.expose.token_file = \"/t\"",
         ),
         (
+            "embedded.acl = true\nembedded.expose.listen = \"10.0.0.1:8501\"\nembedded.expose.token_file = \"/t\"",
+            "control_plane.embedded.expose.token_file: only with acl = false: with ACLs on, other hosts present ACL tokens",
+            "embedded.acl = true\nembedded.expose.listen = \"10.0.0.1:8501\"",
+        ),
+        (
             "embedded.expose.listen = \"0.0.0.0:8501\"",
             "expose.token_file: missing",
             "embedded.expose.listen = \"127.0.0.1:8501\"",
@@ -279,7 +284,7 @@ fn a_token_is_never_repeated_in_a_mistake() {
 fn an_empty_file_is_the_defaults() {
     let config = parse("").unwrap();
     assert_eq!(config, Config::default());
-    assert_eq!(config.datacenter, "dc1");
+    assert_eq!((config.datacenter(), config.datacenter.as_deref(), config.catalog_limit), ("dc1", None, 500));
     assert_eq!(config.admin_socket(), Path::new("/run/meshnode/admin.sock"));
     assert_eq!(config.control_plane, ControlPlane::Embedded(Embedded::default()));
     assert_eq!(config.address.mesh_ports, PortRange { first: 21000, last: 21255 });

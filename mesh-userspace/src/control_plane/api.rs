@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Takes `null`, which Go writes for an empty list or map, as the empty value.
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
     Option::deserialize(d).map(Option::unwrap_or_default)
 }
 
@@ -65,9 +65,17 @@ pub struct IntentionEntry {
     pub destination_ns: String,
     #[serde(deserialize_with = "nullable")]
     pub destination_name: String,
+    /// Consul Enterprise 1.11 and later: the admin partitions of both sides.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub source_partition: String,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub destination_partition: String,
     /// Consul 1.13 and later: the cluster peer whose service the source is.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub source_peer: String,
+    /// Consul Enterprise 1.16 and later: the group of partitions and peers whose service the source is.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub source_sameness_group: String,
     /// Always `consul`.
     #[serde(deserialize_with = "nullable")]
     pub source_type: String,
@@ -96,6 +104,9 @@ pub struct CheckAnswer {
     pub allowed: bool,
 }
 
+/// `/v1/connect/intentions/match`: for each name that was asked for, what may decide for it.
+pub type MatchAnswer = BTreeMap<String, Option<Vec<IntentionEntry>>>;
+
 /// `/v1/catalog/services`: names with their tags.
 pub type ServicesAnswer = BTreeMap<String, Option<Vec<String>>>;
 
@@ -120,6 +131,12 @@ pub struct Node {
     pub address: String,
     #[serde(deserialize_with = "nullable")]
     pub datacenter: String,
+    /// Consul Enterprise 1.11 and later.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub partition: String,
+    /// Consul 1.13 and later: the cluster peer that the node was imported from.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub peer_name: String,
 }
 
 /// A service instance, as health answers and `/v1/agent/services` show it.
@@ -138,11 +155,18 @@ pub struct Service {
     pub address: String,
     #[serde(deserialize_with = "port")]
     pub port: u16,
-    /// Other addresses of the same instance: `lan_ipv4`, `lan_ipv6`, `wan…`, `virtual`.
+    /// Other addresses of the same instance: `lan_ipv4`, `lan_ipv6`, `wan…`; and, of Consul 1.10 and later, the service's
+    /// `virtual` and `consul-virtual`, which are no instance's.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
+    /// Consul Enterprise 1.11 and later.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub partition: String,
+    /// Consul 1.13 and later: the cluster peer that the instance was imported from.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub peer_name: String,
     #[serde(deserialize_with = "nullable")]
     pub proxy: Proxy,
     #[serde(deserialize_with = "nullable")]
@@ -331,6 +355,10 @@ mod tests {
             "Permissions",
             "Status",
             "SourceNS",
+            "SourcePeer",
+            "PeerName",
+            "Partition",
+            "TaggedAddresses",
             "DestinationServiceName",
             "DestinationServiceID",
         ]);
@@ -355,16 +383,16 @@ mod tests {
 
         #[test]
         fn no_value_of_a_known_field_makes_the_readers_panic(body in body()) {
-            use crate::control_plane::{intention, join::{join, preferred}, trust::roots};
+            use crate::control_plane::{intention, join::{Place, join, preferred}, trust::roots};
             if let Ok(answer) = serde_json::from_value::<RootsAnswer>(body.clone()) {
                 let _ = roots(&answer);
             }
             if let Ok(entry) = serde_json::from_value::<IntentionEntry>(body.clone()) {
-                let _ = intention(&entry);
+                let _ = intention(&entry, &Default::default());
             }
             if let Ok(entry) = serde_json::from_value::<HealthEntry>(body) {
                 let entries = [entry];
-                let joined = join(&"db".parse().unwrap(), &entries, &entries, "a");
+                let joined = join(&"db".parse().unwrap(), &entries, &entries, &Place { node: "a", tenancy: &Default::default() });
                 let _ = preferred(joined.found.iter());
             }
         }

@@ -13,6 +13,7 @@ use super::{
     address::ApiAddress,
     connector::TlsSetupError,
     exchange::{Exchange, ExchangeError, Reply},
+    permission,
     settings::{ApiAccess, Kind, Settings},
     token::TokenError,
 };
@@ -48,7 +49,7 @@ pub enum ApiError {
     Timeout { address: String, path: String, after: Duration },
     #[error("{path}: the connection to {address} broke before the answer was complete: {reason}")]
     Broken { address: String, path: String, reason: String },
-    #[error("{path} is forbidden: {reason}; {}", token_advice(*.with_token))]
+    #[error("{path} is forbidden: {reason}; {}", token_advice(*.with_token, .reason))]
     Forbidden { path: String, reason: String, with_token: bool },
     #[error("{path} is not there: {reason}")]
     NotFound { path: String, reason: String },
@@ -57,13 +58,29 @@ pub enum ApiError {
     #[error("{path}: {reason}")]
     TooLarge { path: String, reason: String },
     #[error(
+        "{address} is of {key} `{found}`, and the configuration says `{wanted}`: correct {key}, leave it out, or set \
+         control_plane.address to an agent of `{wanted}`"
+    )]
+    Elsewhere { address: String, key: &'static str, found: String, wanted: String },
+    #[error(
         "{path}: the answer is not what a Consul agent says: {reason}; does control_plane.address point at one?"
     )]
     Malformed { path: String, reason: String },
 }
 
-fn token_advice(with_token: bool) -> &'static str {
-    if with_token {
+/// Consul's words for a token that it does not know.
+const UNKNOWN_TOKEN: &str = "ACL not found";
+/// Consul's words where it has no ACLs.
+const NO_ACLS: &str = "ACL support disabled";
+
+fn token_advice(with_token: bool, reason: &str) -> &'static str {
+    if reason.starts_with(UNKNOWN_TOKEN) {
+        "the server knows no such token (deleted, expired, or another cluster's): set one that it knows as \
+         control_plane.token_file"
+    } else if reason.contains("ACL bootstrap no longer allowed") {
+        "the first management token was made before: use it; with the embedded server, root makes another one by \
+         `meshnode acl token create --policy-name global-management`"
+    } else if with_token {
         "the token in use does not grant it: extend its policy, or set another one as control_plane.token_file"
     } else {
         "no token is set: set control_plane.token or control_plane.token_file"
@@ -91,6 +108,7 @@ impl ApiError {
             | Self::NotFound { .. }
             | Self::Status { .. }
             | Self::TooLarge { .. }
+            | Self::Elsewhere { .. }
             | Self::Malformed { .. } => false,
         }
     }
@@ -233,28 +251,42 @@ impl Client {
         body: Bytes,
         limit: Duration,
     ) -> Result<Answer, ApiError> {
+        let asked = (method.clone(), body.clone());
         let request = self.compose(method, path, body)?;
         let reply = self.exchange.send(request, limit).await;
         let Reply { status, headers, body } = reply.map_err(|e| self.failed(path, e))?;
         if !status.is_success() {
-            return Err(self.refusal(path, status, &body));
+            return Err(self.refusal(&asked, path, status, &body));
         }
         if headers.get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true") {
             // Consul 1.11 and later: part of the answer was withheld, which must not read as "there is no more".
-            return Err(self.refusal(path, StatusCode::FORBIDDEN, b"some results were withheld by ACLs"));
+            return Err(self.refusal(
+                &asked,
+                path,
+                StatusCode::FORBIDDEN,
+                b"some results were withheld by ACLs",
+            ));
         }
         let date = headers.get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
         Ok(Answer { body, index: index(path, &headers)?, date })
     }
 
     fn compose(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, ApiError> {
-        let and = if path.contains('?') { '&' } else { '?' };
-        let mut request = match &self.on_behalf_of {
-            Some(node) if path.starts_with("/v1/agent/") => {
-                self.exchange.request(method, &format!("{path}{and}{node}"))
-            }
-            _ => self.exchange.request(method, path),
+        let mut target = path.to_owned();
+        let mut add = |parameter: &str| {
+            target.push(if target.contains('?') { '&' } else { '?' });
+            target.push_str(parameter);
         };
+        if let Some(node) = self.on_behalf_of.as_ref().filter(|_| path.starts_with("/v1/agent/")) {
+            add(node);
+        }
+        if let Some(partition) = &self.access.tenancy.partition {
+            add(&format!("partition={}", escape(partition)));
+        }
+        let mut request = self.exchange.request(method, &target);
+        if let Some(namespace) = &self.access.tenancy.namespace {
+            request = request.header("x-consul-namespace", namespace);
+        }
         if let Some(token) = &self.access.token {
             request = request.header("x-consul-token", token.current()?);
         }
@@ -279,11 +311,17 @@ impl Client {
         }
     }
 
-    fn refusal(&self, path: &str, status: StatusCode, body: &[u8]) -> ApiError {
+    /// `asked`: with which method and body.
+    fn refusal(&self, asked: &(Method, Bytes), path: &str, status: StatusCode, body: &[u8]) -> ApiError {
+        let needed = permission::needed(&asked.0, path, &asked.1);
         let path = bare(path).to_owned();
-        let reason = reason(body, status);
+        let mut reason = reason(body, status);
         match status {
+            StatusCode::UNAUTHORIZED if reason == NO_ACLS => ApiError::Status { path, status, reason },
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                if let Some(needed) = needed.filter(|_| !reason.starts_with(UNKNOWN_TOKEN)) {
+                    reason = format!("{reason}; {needed}");
+                }
                 ApiError::Forbidden { path, reason, with_token: self.access.token.is_some() }
             }
             StatusCode::NOT_FOUND => ApiError::NotFound { path, reason },

@@ -4,6 +4,7 @@
 //! `store` (one writer: `txn` → `persist` → publish → wake-ups by `topics`). `checks` watches over health, `issuer`
 //! over leafs. What the API supports, and who may do what, is in docs/api.md.
 
+mod acl;
 mod api;
 mod api_tls;
 mod auth;
@@ -15,6 +16,7 @@ mod files;
 mod issuer;
 mod listen;
 mod model;
+mod ordered;
 mod persist;
 mod registration;
 mod retirement;
@@ -72,6 +74,8 @@ pub struct Settings {
     pub default_policy: Action,
     /// 1 minute to 72 hours.
     pub leaf_ttl: Duration,
+    /// Consul's ACLs: default deny, and tokens instead of the doors' own.
+    pub acl: bool,
     /// `None`: made once, and kept.
     pub trust_domain: Option<TrustDomain>,
     /// A loopback address; port 0 takes any free one.
@@ -102,7 +106,7 @@ pub struct Expose {
     /// With `key_file`; `None`: a certificate of this server's own API CA, `api-ca.pem` in the state directory.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
-    /// 16 characters or more.
+    /// 16 characters or more; without a use where ACLs are on.
     pub token: String,
 }
 
@@ -219,6 +223,7 @@ impl Embedded {
             node: settings.node.clone(),
             node_address: settings.node_address.to_string(),
             datacenter: settings.datacenter.clone(),
+            acl: settings.acl,
             closing: closing.clone(),
         });
         let doorkeeper = Doorkeeper { tracker: tracker.clone(), closing: closing.clone() };
@@ -303,7 +308,7 @@ fn validate(settings: &Settings) -> Result<(), EmbeddedError> {
         return Err(EmbeddedError::NotLoopback(address));
     }
     if let Some(expose) = &settings.expose {
-        if expose.token.len() < MIN_TOKEN {
+        if !settings.acl && expose.token.len() < MIN_TOKEN {
             return Err(EmbeddedError::WeakToken(expose.token.len()));
         }
         if expose.cert_file.is_some() != expose.key_file.is_some() {
@@ -364,7 +369,8 @@ impl Doors {
             let tls = Arc::new(expose_tls(settings, expose)?);
             let listener = listen::bind_tcp(expose.listen).await?;
             doors.expose_addr = listener.local_addr().ok();
-            let router = api::router(app.clone(), Door::Exposed { token: Token::new(&expose.token) });
+            let token = (!settings.acl).then(|| Token::new(&expose.token));
+            let router = api::router(app.clone(), Door::Exposed { token });
             doors.serving.push(Box::pin(keeper.clone().serve_tls(listener, tls, router)));
         }
         Ok(doors)

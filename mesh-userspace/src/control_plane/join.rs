@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::api::{CONNECT_PROXY, Check, HealthEntry, Node, Service};
+use super::{
+    api::{CONNECT_PROXY, Check, HealthEntry, Node, Service},
+    settings::Tenancy,
+};
 use crate::{catalog::Instance, identity::ServiceName};
 
 /// An instance, and whether all of its checks pass.
@@ -22,15 +25,25 @@ pub struct Joined {
     pub unusable: Vec<String>,
 }
 
+/// Who reads the answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The one node whose loopback addresses mean something here.
+    pub node: &'a str,
+    pub tenancy: &'a Tenancy,
+}
+
 /// Joins the instances of `name` (`plain`: `/v1/health/service/:name`) with their mTLS ends (`proxies`:
 /// `/v1/health/connect/:name`), by node and `DestinationServiceID`, or by node alone where a proxy has no such id.
 ///
 /// Instances with failing checks are kept: who dials one must not get a cleartext connection because it is ill.
-/// `own_node` is the one node whose loopback addresses mean something here.
-pub fn join(name: &ServiceName, plain: &[HealthEntry], proxies: &[HealthEntry], own_node: &str) -> Joined {
+/// What is of another namespace, partition or peer is not meant by the service's name here.
+pub fn join(name: &ServiceName, plain: &[HealthEntry], proxies: &[HealthEntry], place: &Place<'_>) -> Joined {
     let mut joined = Joined::default();
-    for end in proxies {
-        match instance(name, plain, end, own_node) {
+    let ours = |entry: &&HealthEntry| is_ours(entry, place.tenancy);
+    let plain: Vec<_> = plain.iter().filter(ours).collect();
+    for end in proxies.iter().filter(ours) {
+        match instance(name, &plain, end, place.node) {
             Ok(found) => joined.found.extend(found),
             Err(reason) => {
                 joined.unusable.push(format!("{} on node {}: {reason}", end.service.id, end.node.node));
@@ -40,10 +53,18 @@ pub fn join(name: &ServiceName, plain: &[HealthEntry], proxies: &[HealthEntry], 
     joined
 }
 
+fn is_ours(entry: &HealthEntry, ours: &Tenancy) -> bool {
+    let HealthEntry { node, service, .. } = entry;
+    node.peer_name.is_empty()
+        && service.peer_name.is_empty()
+        && ours.is_namespace(&service.namespace)
+        && ours.is_partition(if service.partition.is_empty() { &node.partition } else { &service.partition })
+}
+
 /// One for each address of the instance; none where there is nothing to dial.
 fn instance(
     name: &ServiceName,
-    plain: &[HealthEntry],
+    plain: &[&HealthEntry],
     end: &HealthEntry,
     own_node: &str,
 ) -> Result<Vec<Found>, &'static str> {
@@ -91,12 +112,13 @@ fn further_addresses(service: &Service, node: &Node, own_node: &str) -> impl Ite
     })
 }
 
-fn program<'a>(plain: &'a [HealthEntry], end: &HealthEntry) -> Option<&'a HealthEntry> {
+fn program<'a>(plain: &[&'a HealthEntry], end: &HealthEntry) -> Option<&'a HealthEntry> {
     let id = &end.service.proxy.destination_service_id;
     plain
         .iter()
         .filter(|p| p.node.node == end.node.node && p.service.kind.is_empty())
         .filter(|p| id.is_empty() || p.service.id == *id)
+        .copied()
         .min_by(|a, b| a.service.id.cmp(&b.service.id))
 }
 
@@ -148,6 +170,7 @@ mod tests {
                 node: node.to_owned(),
                 address: "10.0.0.1".to_owned(),
                 datacenter: "dc1".to_owned(),
+                ..Node::default()
             },
             service: Service { id: id.to_owned(), address: address.to_owned(), port, ..Service::default() },
             checks: vec![Check { status: status.to_owned(), ..Check::default() }],
@@ -165,6 +188,8 @@ mod tests {
         entry
     }
 
+    const A: Place<'static> = Place { node: "a", tenancy: &Tenancy { namespace: None, partition: None } };
+
     fn db() -> ServiceName {
         "db".parse().unwrap()
     }
@@ -176,7 +201,7 @@ mod tests {
             entry("a", "db2", "", 5433, "passing"),
             entry("b", "db1", "10.2.0.1", 5432, "passing"),
         ];
-        let joined = join(&db(), &plain, &[proxy("a", "db2", 21000), proxy("b", "db1", 21001)], "a");
+        let joined = join(&db(), &plain, &[proxy("a", "db2", 21000), proxy("b", "db1", 21001)], &A);
         let pairs: Vec<_> = joined
             .found
             .iter()
@@ -194,15 +219,15 @@ mod tests {
     #[test]
     fn proxy_without_service_id_belongs_to_the_service_of_its_node() {
         let plain = [entry("b", "x", "10.2.0.1", 1, "passing"), entry("a", "y", "10.1.0.1", 2, "passing")];
-        let joined = join(&db(), &plain, &[proxy("a", "", 21000)], "a");
+        let joined = join(&db(), &plain, &[proxy("a", "", 21000)], &A);
         assert_eq!(joined.found[0].instance.id, "y");
-        assert!(join(&db(), &plain, &[proxy("c", "", 21000)], "a").found.is_empty());
+        assert!(join(&db(), &plain, &[proxy("c", "", 21000)], &A).found.is_empty());
     }
 
     #[test]
     fn failing_instance_stays_in_the_catalog_so_that_nobody_dials_it_in_clear() {
         let plain = [entry("a", "db1", "10.1.0.1", 5432, "critical")];
-        let joined = join(&db(), &plain, &[proxy("a", "db1", 21000)], "a");
+        let joined = join(&db(), &plain, &[proxy("a", "db1", 21000)], &A);
         assert!(!joined.found[0].passing);
         assert_eq!(preferred(joined.found.iter()).len(), 1);
     }
@@ -211,7 +236,7 @@ mod tests {
     fn failing_instance_does_not_shadow_a_passing_one_at_the_same_address() {
         let plain =
             [entry("a", "old", "10.1.0.1", 5432, "critical"), entry("z", "new", "10.1.0.1", 5432, "passing")];
-        let joined = join(&db(), &plain, &[proxy("a", "old", 21000), proxy("z", "new", 21001)], "a");
+        let joined = join(&db(), &plain, &[proxy("a", "old", 21000), proxy("z", "new", 21001)], &A);
         let kept = preferred(joined.found.iter());
         assert_eq!(kept.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["new"]);
     }
@@ -226,7 +251,7 @@ mod tests {
             ("::ffff:10.0.0.9", true),
         ] {
             let joined =
-                join(&db(), &[entry("b", "db1", address, 5432, "passing")], &[proxy("b", "db1", 21000)], "a");
+                join(&db(), &[entry("b", "db1", address, 5432, "passing")], &[proxy("b", "db1", 21000)], &A);
             assert_eq!(
                 (joined.found.len(), joined.unusable.len()),
                 (usize::from(usable), usize::from(!usable)),
@@ -235,7 +260,7 @@ mod tests {
         }
         // On this node loopback is a place.
         let own =
-            join(&db(), &[entry("a", "db1", "127.0.0.1", 5432, "passing")], &[proxy("a", "db1", 21000)], "a");
+            join(&db(), &[entry("a", "db1", "127.0.0.1", 5432, "passing")], &[proxy("a", "db1", 21000)], &A);
         assert_eq!(own.found.len(), 1);
     }
 
@@ -243,7 +268,7 @@ mod tests {
     fn proxy_of_another_service_is_not_an_instance() {
         let mut other = proxy("a", "db1", 21000);
         other.service.proxy.destination_service_name = "web".to_owned();
-        assert!(join(&db(), &[entry("a", "db1", "", 5432, "passing")], &[other], "a").found.is_empty());
+        assert!(join(&db(), &[entry("a", "db1", "", 5432, "passing")], &[other], &A).found.is_empty());
     }
 
     #[test]
@@ -256,16 +281,67 @@ mod tests {
             ("wan".to_owned(), tag("192.0.2.1", 5432)),
         ]
         .into();
-        let joined = join(&db(), &[plain], &[proxy("b", "db1", 21000)], "a");
+        let joined = join(&db(), &[plain], &[proxy("b", "db1", 21000)], &A);
         let addresses: Vec<_> = joined.found.iter().map(|f| f.instance.address.to_string()).collect();
         assert_eq!(addresses, ["10.2.0.1:5432", "[fd77::2]:5432"]);
         assert!(joined.found.iter().all(|f| f.instance.mesh.port() == 21000));
     }
 
+    #[test]
+    fn what_is_of_another_namespace_partition_or_peer_is_no_instance_here() {
+        for change in [
+            |e: &mut HealthEntry| e.service.namespace = "team".to_owned(),
+            |e: &mut HealthEntry| e.service.partition = "team".to_owned(),
+            |e: &mut HealthEntry| e.node.partition = "team".to_owned(),
+            |e: &mut HealthEntry| e.service.peer_name = "cluster-2".to_owned(),
+            |e: &mut HealthEntry| e.node.peer_name = "cluster-2".to_owned(),
+        ] {
+            let plain = entry("a", "db1", "10.1.0.1", 5432, "passing");
+            let end = proxy("a", "db1", 21000);
+            let found = |plain: &HealthEntry, end: &HealthEntry| {
+                join(&db(), std::slice::from_ref(plain), std::slice::from_ref(end), &A).found.len()
+            };
+            let (mut foreign_plain, mut foreign_end) = (plain.clone(), end.clone());
+            change(&mut foreign_plain);
+            change(&mut foreign_end);
+            assert_eq!(found(&plain, &end), 1);
+            assert_eq!((found(&foreign_plain, &end), found(&plain, &foreign_end)), (0, 0));
+        }
+    }
+
+    #[test]
+    fn virtual_addresses_of_newer_consul_are_no_instances() {
+        let mut plain = entry("b", "db1", "10.2.0.1", 5432, "passing");
+        let tag = |address: &str, port| TaggedAddress { address: address.to_owned(), port };
+        plain.service.tagged_addresses = [
+            ("consul-virtual".to_owned(), tag("240.0.0.1", 5432)),
+            ("virtual".to_owned(), tag("198.18.0.1", 5432)),
+        ]
+        .into();
+        let joined = join(&db(), &[plain], &[proxy("b", "db1", 21000)], &A);
+        let addresses: Vec<_> = joined.found.iter().map(|f| f.instance.address.to_string()).collect();
+        assert_eq!(addresses, ["10.2.0.1:5432"]);
+    }
+
+    #[test]
+    fn health_of_a_newer_consul_is_the_instance_of_our_own_cluster() {
+        let entries = |text| -> Vec<HealthEntry> { serde_json::from_str(text).unwrap() };
+        let plain = entries(include_str!("fixtures/health-service-1.15.json"));
+        let proxies = entries(include_str!("fixtures/health-connect-1.15.json"));
+        let joined = join(&db(), &plain, &proxies, &A);
+        let pairs: Vec<_> = joined
+            .found
+            .iter()
+            .map(|f| (f.instance.address.to_string(), f.instance.mesh.to_string(), f.passing))
+            .collect();
+        assert_eq!(pairs, [("10.4.0.1:5432".to_owned(), "10.4.0.1:21000".to_owned(), true)]);
+        assert!(joined.unusable.is_empty(), "{:?}", joined.unusable);
+    }
+
     proptest! {
         #[test]
         fn join_never_panics(address in "\\PC{0,20}", node in "\\PC{0,5}", port: u16, mesh_port: u16) {
-            let _ = join(&db(), &[entry(&node, "db1", &address, port, "passing")], &[proxy(&node, "db1", mesh_port)], "a");
+            let _ = join(&db(), &[entry(&node, "db1", &address, port, "passing")], &[proxy(&node, "db1", mesh_port)], &A);
         }
     }
 }

@@ -20,12 +20,18 @@ use crate::{identity::ServiceName, state::MeshState};
 /// Something that talks to the control plane by itself.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Part {
+    /// What the token grants of what this host needs.
+    Token,
     Roots,
     Services,
     Service(ServiceName),
     /// The mTLS ends of a service.
     Proxies(ServiceName),
+    /// What tells that intentions changed, where the answers themselves don't.
     Intentions,
+    /// Intentions of some local services, in words.
+    IntentionsOf(String),
+    DefaultPolicy,
     Leaf(ServiceName),
     Registration,
 }
@@ -33,7 +39,16 @@ pub enum Part {
 impl Part {
     /// Its failure means that what [`MeshState`] says of the mesh may be out of date.
     fn reads_state(&self) -> bool {
-        matches!(self, Self::Roots | Self::Services | Self::Service(_) | Self::Proxies(_) | Self::Intentions)
+        match self {
+            Self::Roots
+            | Self::Services
+            | Self::Service(_)
+            | Self::Proxies(_)
+            | Self::Intentions
+            | Self::IntentionsOf(_)
+            | Self::DefaultPolicy => true,
+            Self::Token | Self::Leaf(_) | Self::Registration => false,
+        }
     }
 }
 

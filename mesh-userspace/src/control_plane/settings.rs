@@ -43,6 +43,10 @@ pub struct Settings {
     pub node: String,
     pub node_address: IpAddr,
     pub datacenter: String,
+    /// The configuration names the datacenter: an agent of another one is refused.
+    pub datacenter_given: bool,
+    /// The size up to which the whole catalog is watched, not only what local workloads may call.
+    pub catalog_limit: usize,
     /// The disk cache lives in `control-plane/` below it.
     pub state_dir: PathBuf,
 }
@@ -55,12 +59,43 @@ pub struct ApiAccess {
     pub ca_file: Option<PathBuf>,
     pub client_cert: Option<ClientCert>,
     pub token: Option<TokenSource>,
+    pub tenancy: Tenancy,
+}
+
+/// Where in a Consul Enterprise everything asked for is; `None` is `default`, and not sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenancy {
+    pub namespace: Option<String>,
+    pub partition: Option<String>,
+}
+
+const DEFAULT: &str = "default";
+
+impl Tenancy {
+    /// Whether what is said of `namespace` (empty where the server has none) is said of ours.
+    pub fn is_namespace(&self, namespace: &str) -> bool {
+        is_ours(self.namespace.as_deref(), namespace)
+    }
+
+    /// Whether what is said of `partition` (empty where the server has none) is said of ours.
+    pub fn is_partition(&self, partition: &str) -> bool {
+        is_ours(self.partition.as_deref(), partition)
+    }
+
+    pub fn is_default(&self) -> bool {
+        self.is_namespace(DEFAULT) && self.is_partition(DEFAULT)
+    }
+}
+
+fn is_ours(ours: Option<&str>, found: &str) -> bool {
+    let found = if found.is_empty() { DEFAULT } else { found };
+    ours.unwrap_or(DEFAULT) == found
 }
 
 impl ApiAccess {
     /// Returns the access to `address` with nothing to show.
     pub fn anonymous(address: ApiAddress) -> Self {
-        Self { address, ca_file: None, client_cert: None, token: None }
+        Self { address, ca_file: None, client_cert: None, token: None, tenancy: Tenancy::default() }
     }
 }
 

@@ -15,13 +15,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     api::RootsAnswer,
+    audit,
     cache::{Cache, CacheWriter, Item},
     client::{ApiError, Client},
     discovery, leaf,
     link::{Link, Status},
     policy::{self, Policy},
     register,
+    scope::Watched,
     settings::{LocalService, Settings},
+    sight::Sight,
     trust,
 };
 use crate::{
@@ -44,6 +47,8 @@ pub(super) struct Shared {
     pub active_root: watch::Sender<Option<String>>,
     /// Ids of the services that are registered, or about to be.
     pub registered: watch::Sender<BTreeSet<String>>,
+    pub sight: Sight,
+    pub watched: watch::Sender<Watched>,
     confirmed: AtomicU8,
 }
 
@@ -99,16 +104,19 @@ impl Sync {
             settings,
             active_root: watch::Sender::new(None),
             registered: watch::Sender::new(BTreeSet::new()),
+            sight: Sight::default(),
+            watched: watch::Sender::default(),
             confirmed: AtomicU8::new(0),
         });
         let cached = fill_from_cache(&shared, &local.borrow());
         let tasks = vec![
             spawn(shared.cache.clone().run()),
             spawn(trust::follow(Arc::clone(&shared))),
-            spawn(discovery::follow(Arc::clone(&shared), cached.instances)),
-            spawn(policy::follow(Arc::clone(&shared), local.clone())),
+            spawn(discovery::follow(Arc::clone(&shared), local.clone(), cached.instances)),
+            spawn(policy::follow(Arc::clone(&shared), local.clone(), cached.policy)),
             spawn(leaf::follow(Arc::clone(&shared), local.clone(), cached.leafs)),
             spawn(leaf::drop_expired(Arc::clone(&shared))),
+            spawn(audit::follow(Arc::clone(&shared), local.clone())),
             spawn(register::follow(Arc::clone(&shared), local)),
             spawn(note_contact(Arc::clone(&shared))),
         ];
@@ -125,6 +133,11 @@ pub struct SyncHandle {
 impl SyncHandle {
     pub fn status(&self) -> Status {
         self.shared.link.status()
+    }
+
+    /// How much of the catalog is watched.
+    pub fn watched(&self) -> Watched {
+        *self.shared.watched.borrow()
     }
 
     /// A client with the same settings and connections, for the admin API.
@@ -156,6 +169,7 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
 
 struct Cached {
     instances: Option<Vec<Instance>>,
+    policy: Option<Policy>,
     leafs: HashMap<crate::identity::ServiceName, leaf::Stored>,
 }
 
@@ -170,7 +184,8 @@ fn fill_from_cache(shared: &Shared, local: &[LocalService]) -> Cached {
         shared.state.update(|mesh| mesh.roots = Some(Arc::clone(roots)));
     }
     let instances = shared.stored.load::<Vec<Instance>>(&Item::Catalog);
-    let policy = shared.stored.load::<Policy>(&Item::Intentions);
+    let policy = shared.stored.load::<policy::Cached>(&Item::Intentions);
+    let policy = policy.map(|(cached, saved)| (cached.into_policy(local), saved));
     let (leafs, stored_leafs): (HashMap<_, _>, HashMap<_, _>) = leaf::load(shared, local, SystemTime::now())
         .into_iter()
         .map(|(name, (leaf, stored))| ((name.clone(), Arc::new(leaf)), (name, stored)))
@@ -179,7 +194,7 @@ fn fill_from_cache(shared: &Shared, local: &[LocalService]) -> Cached {
         .as_ref()
         .map(|(list, _)| Arc::new(Catalog::new(list.iter().cloned(), &shared.settings.node)));
     let intentions = policy.as_ref().map(|(policy, _)| Arc::new(policy.compile()));
-    let saved = [roots.map(|r| r.1), instances.as_ref().map(|i| i.1), policy.map(|p| p.1)];
+    let saved = [roots.map(|r| r.1), instances.as_ref().map(|i| i.1), policy.as_ref().map(|p| p.1)];
     if let Some(saved) = saved.into_iter().flatten().max() {
         shared.state.update(|mesh| {
             mesh.leafs.clone_from(&leafs);
@@ -193,7 +208,11 @@ fn fill_from_cache(shared: &Shared, local: &[LocalService]) -> Cached {
             "serving the last known state from the disk cache until the control plane answers"
         );
     }
-    Cached { instances: instances.map(|(list, _)| list), leafs: stored_leafs }
+    Cached {
+        instances: instances.map(|(list, _)| list),
+        policy: policy.map(|(policy, _)| policy),
+        leafs: stored_leafs,
+    }
 }
 
 /// Notes on disk now and then that the control plane answers: a later start from the cache tells how old it is.

@@ -20,6 +20,8 @@ pub fn settings(address: &str) -> Settings {
         node: "host-a".to_owned(),
         node_address: "10.77.0.1".parse().unwrap(),
         datacenter: "dc1".to_owned(),
+        datacenter_given: true,
+        catalog_limit: 500,
         state_dir: PathBuf::from("/nonexistent"),
     }
 }
@@ -153,6 +155,11 @@ pub fn db(mesh_port: u16) -> (watch::Sender<Health>, LocalService) {
     };
     let service = LocalService { name: "db".parse().unwrap(), id: "db".to_owned(), listens: Some(listens) };
     (health, service)
+}
+
+/// `web`, which only connects.
+pub fn web() -> LocalService {
+    LocalService { name: "web".parse().unwrap(), id: "web".to_owned(), listens: None }
 }
 
 pub fn local(services: &[LocalService]) -> watch::Sender<Arc<Vec<LocalService>>> {

@@ -2,6 +2,7 @@
 
 mod broken_answers;
 mod embedded_server;
+mod local_use;
 
 use std::net::SocketAddr;
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     ApiAccess, ApiError, Client, Health, Settings, Sync, TokenSource,
-    testing::{Consul, db, eventually, local},
+    testing::{Consul, db, eventually, local, web},
 };
 use crate::{
     intention::Action,
@@ -153,7 +154,8 @@ async fn intentions_and_default_policy_reach_the_state() {
     let Some(consul) = Consul::start(json!({})).await else { return };
     let client = consul.client("");
     let state = MeshState::default();
-    let _sync = Sync::start(consul.settings(), state.clone(), local(&[]).subscribe()).unwrap();
+    let services = local(&[web()]);
+    let _sync = Sync::start(consul.settings(), state.clone(), services.subscribe()).unwrap();
     // Consul without ACLs allows what no intention denies.
     eventually("the default is read", async || decision(&state.load(), "web", "db") == Some(Action::Allow))
         .await;
@@ -162,7 +164,7 @@ async fn intentions_and_default_policy_reach_the_state() {
     let allow = create_intention(&client, "web", "db", "allow").await;
     eventually("the allow arrives", async || decision(&state.load(), "web", "db") == Some(Action::Allow))
         .await;
-    assert_eq!(decision(&state.load(), "cron", "db"), Some(Action::Deny));
+    assert_eq!(decision(&state.load(), "cron", "db"), Some(Action::Deny), "nobody here is `cron` or `db`");
     client.delete(&format!("/v1/connect/intentions/{allow}")).await.unwrap();
     eventually("the revocation arrives", async || decision(&state.load(), "web", "db") == Some(Action::Deny))
         .await;
@@ -372,7 +374,7 @@ async fn https_is_verified_against_the_ca_file() {
         address: format!("https://127.0.0.1:{port}").parse().unwrap(),
         ca_file: Some(path("ca.pem")),
         client_cert: Some(super::ClientCert { cert_file: path("client.pem"), key_file: path("client.key") }),
-        token: None,
+        ..ApiAccess::anonymous("http://127.0.0.1:1".parse().unwrap())
     };
     let ask = async |access: &ApiAccess| Client::open(access.clone())?.get::<Value>("/v1/agent/self").await;
     ask(&good).await.unwrap();

@@ -9,6 +9,7 @@ use std::{
 use netlink_sys::Socket;
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    sync::Notify,
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -25,6 +26,8 @@ use crate::{
 pub struct Kernel {
     engine: Arc<Mutex<Engine>>,
     mesh: MeshState,
+    /// A workload may be in a network namespace that the daemon does not listen in.
+    namespaces: Arc<Notify>,
 }
 
 /// A `connect()` that passed the hook just before a change has a socket to destroy this much later.
@@ -32,7 +35,17 @@ const CUT_AGAIN: Duration = Duration::from_millis(50);
 
 impl Kernel {
     pub fn new(engine: Engine, mesh: MeshState) -> Self {
-        Self { engine: Arc::new(Mutex::new(engine)), mesh }
+        Self { engine: Arc::new(Mutex::new(engine)), mesh, namespaces: Arc::default() }
+    }
+
+    /// Wakes the one that waits in [`namespaces_wanted`](Self::namespaces_wanted).
+    pub fn want_namespaces(&self) {
+        self.namespaces.notify_one();
+    }
+
+    /// Returns when a workload may be in a network namespace that the daemon does not listen in.
+    pub async fn namespaces_wanted(&self) {
+        self.namespaces.notified().await;
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Engine> {
@@ -75,13 +88,17 @@ impl Kernel {
         let mut said = self.lock().degraded();
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut moved = false;
             tokio::select! {
                 changed = mesh.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
                 }
-                ready = cgroups.readable() => ready?.clear_ready(),
+                ready = cgroups.readable() => {
+                    ready?.clear_ready();
+                    moved = true;
+                }
                 ready = addresses.readable() => {
                     host::drain_news(&addresses.get_ref().0);
                     ready?.clear_ready();
@@ -99,6 +116,10 @@ impl Kernel {
                 }
             }
             self.reconcile();
+            if moved {
+                // Not before the new cgroups are known.
+                self.want_namespaces();
+            }
         }
     }
 

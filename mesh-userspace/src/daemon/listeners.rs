@@ -67,13 +67,14 @@ impl Listeners {
     /// From here on the kernel redirects to them.
     pub fn hand_to_kernel(&self, kernel: &Kernel, sockets: &Sockets) -> anyhow::Result<()> {
         let mut engine = kernel.lock();
+        let netns = engine.host_netns();
         for (socket, v4, v6) in sockets
             .outbound
             .iter()
             .map(|s| (s, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))
             .chain(sockets.guard.iter().map(|s| (s, LISTENER_GUARD4, LISTENER_GUARD6)))
         {
-            engine.set_listener(if socket.local_addr()?.is_ipv4() { v4 } else { v6 }, socket)?;
+            engine.set_listener(netns, if socket.local_addr()?.is_ipv4() { v4 } else { v6 }, socket)?;
         }
         Ok(())
     }
@@ -83,7 +84,8 @@ impl Listeners {
     }
 }
 
-fn is_absent(error: &std::io::Error) -> bool {
+/// Whether the error means that there is no such family, or no loopback of it.
+pub fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
 }
 
@@ -102,13 +104,14 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
     let embedded = Embedded::start(embedded::Settings {
         node: config.node.clone(),
         node_address,
-        datacenter: config.datacenter.clone(),
+        datacenter: config.datacenter().to_owned(),
         state_dir: config.state_dir.clone(),
         default_policy: settings.default_policy,
         leaf_ttl: settings.leaf_ttl,
         trust_domain: settings.trust_domain.clone(),
         listen_tcp: Some(settings.listen),
         unix_socket: Some(config.api_socket()),
+        acl: settings.acl,
         expose,
         ca: settings.ca.clone(),
     })
@@ -135,7 +138,9 @@ pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
         access,
         node: config.node.clone(),
         node_address,
-        datacenter: config.datacenter.clone(),
+        datacenter: config.datacenter().to_owned(),
+        datacenter_given: config.datacenter.is_some(),
+        catalog_limit: config.catalog_limit,
         state_dir: config.state_dir.clone(),
     }
 }

@@ -77,7 +77,15 @@ const KEPT: [Capability; 4] = [
 
 /// Drops every other capability, for good, of the calling thread. Call it before threads are made: they inherit.
 pub fn drop_capabilities() -> Result<(), PlaceError> {
-    let kept: CapsHashSet = KEPT.into_iter().collect();
+    keep_capabilities(&KEPT)
+}
+
+/// Drops all capabilities of the calling thread but `kept`, for good.
+///
+/// # Errors
+/// It has not all of them.
+pub fn keep_capabilities(kept: &[Capability]) -> Result<(), PlaceError> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
     for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
         caps::drop(None, CapSet::Bounding, *capability)?;
     }

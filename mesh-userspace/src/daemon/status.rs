@@ -9,7 +9,8 @@ use super::Daemon;
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, WorkloadStatus,
+        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
+        WorkloadStatus,
     },
     config::{Config, Egress},
     control_plane::Health,
@@ -18,7 +19,9 @@ use crate::{
         engine::WorkloadCgroup,
         events::{Kind, Report},
         load::AttachState,
+        uncaptured::{self, End, Uncaptured},
     },
+    identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
 };
 
@@ -27,6 +30,14 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let now = SystemTime::now();
     let config = daemon.config();
     let (live, ended) = daemon.proxy().flows().report(now);
+    let listeners = daemon.listeners();
+    // Neither the list of sockets nor that of listeners is made with the engine locked: one takes long, the other a lock.
+    let (connections, listed) = match uncaptured::established() {
+        Ok(all) => (all, None),
+        Err(error) => {
+            (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
+        }
+    };
     let engine = daemon.kernel.lock();
     let cgroups = engine.workloads(&daemon.governed);
     let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
@@ -34,7 +45,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     StatusReport {
         version: env!("CARGO_PKG_VERSION").into(),
         node: config.node.clone(),
-        datacenter: config.datacenter.clone(),
+        datacenter: datacenter(daemon, &config),
         pid: std::process::id(),
         uptime_s: daemon.started.elapsed().as_secs(),
         draining: daemon.is_draining(),
@@ -42,21 +53,42 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         workloads: workloads(&config, &cgroups),
         services: services(daemon, &config),
         flows,
+        uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
         recent: recent(&ended, &daemon.recent.list(), now),
         certificates: certificates(daemon, now),
         control_plane: control_plane(daemon),
         counters: counters(daemon, &engine.counters()),
-        listeners: daemon
-            .listeners()
-            .into_iter()
-            .map(|(role, address)| ListenerStatus { role, address })
-            .collect(),
+        listeners: listeners.into_iter().map(|(role, address)| ListenerStatus { role, address }).collect(),
         degraded: engine
             .degraded()
             .into_iter()
+            .chain(listed)
             .chain(daemon.embedded().and_then(|embedded| embedded.ca_warning()))
             .collect(),
         exempt: exempt(daemon, &config, &cgroups),
+    }
+}
+
+/// Returns the datacenter as configured, else that of the certificates, which a Consul agent's CA gave.
+fn datacenter(daemon: &Daemon, config: &Config) -> String {
+    let of_leaf = || daemon.mesh.load().leafs.values().next().map(|leaf| leaf.id.datacenter.clone());
+    config.datacenter.clone().or_else(of_leaf).unwrap_or_else(|| config.datacenter().to_owned())
+}
+
+/// One uncaptured connection in the report's words.
+pub fn uncaptured_status(daemon: &Daemon, one: &Uncaptured) -> UncapturedStatus {
+    let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(String::new, ToString::to_string);
+    UncapturedStatus {
+        direction: match one.end {
+            End::Outbound => FlowDirection::Outbound,
+            End::Inbound => FlowDirection::Inbound,
+            End::Local => FlowDirection::Local,
+        },
+        source: text(&one.source),
+        destination: text(&one.destination),
+        cgroup: one.cgroup.as_deref().map_or_else(String::new, |path| daemon.governed.relative(path)),
+        local: one.local,
+        remote: one.remote,
     }
 }
 
@@ -164,9 +196,13 @@ fn flow(report: &FlowReport) -> FlowStatus {
             (ProxyState::Closed, Some("finished")) => FlowState::Closed,
             (ProxyState::Closed, Some("revoked" | "identity-gone")) => FlowState::Revoked,
             (ProxyState::Closed, Some("guarded")) => FlowState::Guarded,
-            (ProxyState::Closed, Some("not-allowed" | "not-captured" | "not-synced")) => FlowState::Denied,
+            (
+                ProxyState::Closed,
+                Some("not-allowed" | "http-permissions" | "not-captured" | "not-synced"),
+            ) => FlowState::Denied,
             (ProxyState::Closed, _) => FlowState::Failed,
         },
+        tls: report.tls.clone(),
         bytes_sent: sent,
         bytes_received: received,
         age_s: report.age_ms / 1000,
@@ -188,6 +224,7 @@ fn direct(direct: &Direct) -> FlowStatus {
         original_dst: Some(direct.original_dst),
         instance: Some(direct.original_dst),
         state: FlowState::Direct,
+        tls: None,
         bytes_sent: direct.bytes_sent,
         bytes_received: direct.bytes_received,
         age_s: direct.age.as_secs(),
@@ -229,7 +266,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         Kind::DirectRevoked => (FlowState::Revoked, FlowDirection::Local),
         Kind::FlowLost => (FlowState::Failed, FlowDirection::Outbound),
         // The proxy's record of the same connection says more; an opened flow is not over.
-        Kind::Guarded | Kind::DirectOpened => return None,
+        Kind::Guarded | Kind::DirectOpened | Kind::Namespace => return None,
     };
     let inbound = direction == FlowDirection::Inbound;
     let text = |name: &Option<crate::identity::ServiceName>| {
@@ -245,6 +282,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         original_dst: Some(if inbound { event.local } else { event.remote }),
         instance: inbound.then_some(event.remote),
         state,
+        tls: None,
         bytes_sent: event.bytes_sent,
         bytes_received: event.bytes_received,
         age_s: 0,
@@ -253,7 +291,10 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
             Kind::DirectRevoked => Some("revoked".into()),
             Kind::FlowLost => Some("map-full".into()),
             Kind::GuardPassed => Some("guard".into()),
-            _ => Some(event.reason.into()),
+            _ => Some(match &event.detail {
+                Some(detail) => format!("{}: {detail}", event.reason),
+                None => event.reason.into(),
+            }),
         },
     })
 }
@@ -284,6 +325,7 @@ fn seconds(duration: Duration) -> i64 {
 
 fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
     let Some(status) = daemon.sync_status() else { return ControlPlaneStatus::default() };
+    let watched = daemon.watched().unwrap_or_default();
     ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
@@ -293,6 +335,8 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         last_error: status.last_error,
         index: status.index,
         from_cache: status.from_disk_cache,
+        watched_services: watched.services,
+        unwatched_services: watched.unwatched,
     }
 }
 

@@ -78,6 +78,16 @@ impl Classifier {
         &self.matched
     }
 
+    /// Every cgroup's path by its id.
+    pub fn by_id(&self) -> HashMap<u64, &PathBuf> {
+        self.known.iter().map(|(path, id)| (*id, path)).collect()
+    }
+
+    /// What a process in the cgroup at `path` is: as the deepest of the cgroups above it that a rule matched.
+    pub fn workload_of(&self, path: &Path) -> Option<&Classified> {
+        path.ancestors().find_map(|above| self.matched.get(self.known.get(above)?))
+    }
+
     /// Every cgroup with an id up to this one has been matched with the rules.
     pub fn classified_up_to(&self) -> u64 {
         self.newest

@@ -176,6 +176,7 @@ mod tests {
             source: "web".parse().unwrap(),
             destination: "db".parse().unwrap(),
             action,
+            http: false,
         };
         Mesh {
             catalog: Some(Arc::new(Catalog::new(

@@ -63,6 +63,11 @@ impl DirectMap {
             .collect()
     }
 
+    /// Whether the connection with the socket cookie is one of them.
+    pub fn contains(&self, cookie: u64) -> bool {
+        self.map.get(&cookie, 0).is_ok()
+    }
+
     /// Destroys the sockets of flows that are not allowed any more. Returns whether it has to be called again soon:
     /// a `connect()` that passed the hook before the change has no socket to destroy yet.
     pub fn cut(&self, allowed: impl Fn(PolicyKey) -> bool) -> bool {

@@ -14,7 +14,7 @@ use aya_log::EbpfLogger;
 use mesh_common::{
     counter::Counter,
     flow::{FlowKey, FlowRecord},
-    map::{self, ListenerKey},
+    map::{self, ListenerKey, NAMESPACE_SERVED},
     policy::PolicyKey,
 };
 
@@ -30,6 +30,7 @@ use super::{
     names::{NameReader, Names},
     sock_diag,
     tables::{TableError, Tables},
+    uncaptured::{self, Connection, Facts, Uncaptured},
 };
 use crate::{identity::ServiceName, state::Mesh};
 
@@ -68,6 +69,7 @@ pub struct Engine {
     direct: DirectMap,
     pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
     listeners: SockHash<MapData, ListenerKey>,
+    namespaces: BpfHashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
     addresses: HashSet<IpAddr>,
     netns: u64,
@@ -115,7 +117,7 @@ impl Engine {
         let outlets = Outlets {
             recent: recent.clone(),
             log: EbpfLogger::init(&mut loaded.ebpf).ok(),
-            flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader(), netns),
+            flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader()),
             events: typed(&mut loaded, map::EVENTS)?,
             names: names.reader(),
         };
@@ -138,6 +140,7 @@ impl Engine {
             direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader(), recent.clone()),
             pending: typed(&mut loaded, map::FLOWS)?,
             listeners: typed(&mut loaded, map::LISTENERS)?,
+            namespaces: typed(&mut loaded, map::NAMESPACES)?,
             counters: typed(&mut loaded, map::COUNTERS)?,
             loaded,
             tables,
@@ -171,12 +174,48 @@ impl Engine {
         &mut self.classifier
     }
 
-    /// Makes `listener` the one that connections of `role` (`LISTENER_*`) in the host's namespace are steered to.
-    pub fn set_listener(&mut self, role: u32, listener: &TcpListener) -> Result<(), EngineError> {
-        let key = ListenerKey { netns: self.netns, role, pad: 0 };
+    /// The cookie of the host's own network namespace.
+    pub fn host_netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// Makes `listener` the one that connections of `role` (`LISTENER_*`) in the network namespace are steered to, until
+    /// it is closed.
+    pub fn set_listener(&mut self, netns: u64, role: u32, listener: &TcpListener) -> Result<(), EngineError> {
+        let key = ListenerKey { netns, role, pad: 0 };
         self.listeners
             .insert(key, listener.as_raw_fd(), 0)
             .map_err(|source| EngineError::Map { name: map::LISTENERS, source })
+    }
+
+    /// Notes that the daemon listens in a network namespace, other than the host's, or no longer does.
+    pub fn set_served(&mut self, netns: u64, served: bool) -> Result<(), EngineError> {
+        let changed = if served {
+            self.namespaces.insert(netns, NAMESPACE_SERVED, 0)
+        } else {
+            match self.namespaces.remove(&netns) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                removed => removed,
+            }
+        };
+        changed.map_err(|source| EngineError::Map { name: map::NAMESPACES, source })
+    }
+
+    /// Forgets the namespaces of an earlier daemon.
+    pub fn serve_no_namespace(&mut self) -> Result<(), EngineError> {
+        self.forget_namespaces(|_| true)
+    }
+
+    fn forget_namespaces(&mut self, which: impl Fn(u64) -> bool) -> Result<(), EngineError> {
+        let entries = self.namespaces.iter().filter_map(Result::ok);
+        let left: Vec<u64> = entries.filter(|(_, value)| which(*value)).map(|(netns, _)| netns).collect();
+        left.into_iter().try_for_each(|netns| self.set_served(netns, false))
+    }
+
+    /// The cgroups whose processes are of a workload, and what is below them.
+    pub fn workload_cgroups(&self) -> Vec<PathBuf> {
+        let matched = self.classifier.matched().values();
+        matched.filter(|c| c.service.is_some()).map(|c| c.path.clone()).collect()
     }
 
     /// Applies another configuration; takes effect with the next [`reconcile`](Self::reconcile).
@@ -225,6 +264,8 @@ impl Engine {
     /// Removes records of connections that never came to be.
     pub fn sweep(&mut self) {
         self.direct.sweep();
+        // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
+        let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);
         let lost = flows::sweep(&mut self.pending, monotonic());
         if lost > 0 {
             tracing::warn!(lost, "captured connections that the listener never accepted");
@@ -265,6 +306,18 @@ impl Engine {
         self.direct.list()
     }
 
+    /// Returns those of `connections` that are in clear and would be the mesh's, had they been opened now.
+    pub fn uncaptured(&self, connections: Vec<Connection>) -> Vec<Uncaptured> {
+        let names = self.names.reader();
+        let facts = Facts {
+            tables: &self.tables,
+            classifier: &self.classifier,
+            direct: &|cookie| self.direct.contains(cookie),
+            name: &|id| names.name(id),
+        };
+        uncaptured::judge(&facts, connections)
+    }
+
     /// Returns how many captured connections wait for `accept()`.
     pub fn pending_flows(&self) -> usize {
         self.pending.keys().filter_map(Result::ok).count()
@@ -279,6 +332,11 @@ impl Engine {
                 (*c, values.map_or(0, |values| values.iter().sum()))
             })
             .collect()
+    }
+
+    /// Notes something that does not work as it should, for good.
+    pub fn degrade(&mut self, line: String) {
+        self.degraded.push(line);
     }
 
     /// Returns what does not work as it should, in words for people.

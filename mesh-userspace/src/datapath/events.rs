@@ -31,6 +31,8 @@ pub enum Kind {
     /// Ended by the daemon, because no intention allows it any more.
     DirectRevoked,
     FlowLost,
+    /// A workload is in a network namespace that the daemon does not listen in.
+    Namespace,
 }
 
 /// An event in user space's terms.
@@ -40,6 +42,8 @@ pub struct Report {
     pub at: SystemTime,
     /// `intention`, `unmanaged`, …: the words of `mesh_common::event::reason_text`.
     pub reason: &'static str,
+    /// What the intention that decided says about it, where there is something to explain.
+    pub detail: Option<String>,
     /// The numbers of source and destination.
     pub pair: PolicyKey,
     pub source: Option<ServiceName>,
@@ -53,6 +57,13 @@ pub struct Report {
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub rtt_us: u32,
+}
+
+impl Report {
+    fn is_unserved(&self) -> bool {
+        let denied = self.kind == Kind::Denied;
+        self.kind == Kind::Namespace || denied && self.reason == event::reason_text(event::REASON_NO_LISTENER)
+    }
 }
 
 /// Returns the event in `raw`; `None` when the bytes are no event that this daemon knows.
@@ -70,12 +81,14 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         event::EVENT_DIRECT_OPENED => Kind::DirectOpened,
         event::EVENT_DIRECT_CLOSED => Kind::DirectClosed,
         event::EVENT_FLOW_LOST => Kind::FlowLost,
+        event::EVENT_NAMESPACE => Kind::Namespace,
         _ => return None,
     };
     Some(Report {
         kind,
         at,
         reason: event::reason_text(event.reason),
+        detail: None,
         pair: PolicyKey { source: event.source, destination: event.destination },
         source: names.name(event.source),
         destination: names.name(event.destination),
@@ -137,12 +150,22 @@ impl Recent {
     }
 }
 
-/// Reads events until the task is dropped; tells `opened` of each direct flow that was established.
+/// Who is told of an event when it is read.
+pub struct Told<O, N, E> {
+    /// A direct flow was established.
+    pub opened: O,
+    /// A workload is in a network namespace without a listener.
+    pub unserved: N,
+    /// Says why a pair was denied, where there is something to explain.
+    pub explain: E,
+}
+
+/// Reads events until the task is dropped.
 pub async fn follow(
     ring: RingBuf<MapData>,
     names: NameReader,
     recent: Recent,
-    opened: impl Fn(PolicyKey),
+    told: Told<impl Fn(PolicyKey), impl Fn(), impl Fn(&ServiceName, &ServiceName) -> Option<String>>,
 ) -> std::io::Result<()> {
     let limit = RateLimit::per_second(AUDITED_PER_SECOND);
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
@@ -153,12 +176,23 @@ pub async fn follow(
         let mut left = AT_ONCE;
         while let Some(item) = ready.get_inner_mut().0.next() {
             match parse(&item, &names, SystemTime::now()) {
-                Some(report) => {
-                    if report.kind == Kind::DirectOpened {
-                        opened(report.pair);
+                Some(mut report) => {
+                    if let (Kind::Denied | Kind::WouldDeny, Some(source), Some(destination)) =
+                        (report.kind, &report.source, &report.destination)
+                    {
+                        report.detail = (told.explain)(source, destination);
                     }
-                    audit(&report, &limit);
-                    recent.push(report);
+                    if report.kind == Kind::DirectOpened {
+                        (told.opened)(report.pair);
+                    }
+                    if report.is_unserved() {
+                        (told.unserved)();
+                    }
+                    // Not news to a person: the daemon listens there next.
+                    if report.kind != Kind::Namespace {
+                        audit(&report, &limit);
+                        recent.push(report);
+                    }
                 }
                 None => tracing::warn!(len = item.len(), "an event that this version does not know"),
             }
@@ -204,13 +238,14 @@ fn audit(report: &Report, limit: &RateLimit) {
     let Some(unlogged_before) = limit.permit(Instant::now()) else { return };
     let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let (source, destination) = (text(&report.source), text(&report.destination));
+    let detail = report.detail.as_deref();
     let Report { reason, pid, program, local, remote, .. } = report;
     match report.kind {
         Kind::Denied => {
-            tracing::info!(target: AUDIT, decision = "deny", reason, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect denied by the kernel");
+            tracing::info!(target: AUDIT, decision = "deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect denied by the kernel");
         }
         Kind::WouldDeny => {
-            tracing::info!(target: AUDIT, decision = "would-deny", reason, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");
+            tracing::info!(target: AUDIT, decision = "would-deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");
         }
         // The proxy's guard says it, with the connection at hand.
         Kind::Guarded => {}
@@ -223,6 +258,7 @@ fn audit(report: &Report, limit: &RateLimit) {
         Kind::DirectClosed | Kind::DirectRevoked => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
+        Kind::Namespace => {}
         Kind::FlowLost => {
             tracing::warn!(source, destination, program, pid, original_dst = %remote, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
         }
@@ -244,7 +280,7 @@ mod tests {
                 raw[..4].copy_from_slice(&kind.to_ne_bytes());
             }
             let report = parse(&raw, &Names::default().reader(), SystemTime::UNIX_EPOCH);
-            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=7).contains(&kind));
+            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=8).contains(&kind));
         }
     }
 }

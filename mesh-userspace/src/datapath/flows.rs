@@ -15,18 +15,17 @@ use crate::proxy::{CapturedFlow, CapturedFlows};
 pub struct FlowMap {
     map: MapData,
     names: NameReader,
-    netns: u64,
 }
 
 impl FlowMap {
-    pub fn new(map: MapData, names: NameReader, netns: u64) -> Self {
-        Self { map, names, netns }
+    pub fn new(map: MapData, names: NameReader) -> Self {
+        Self { map, names }
     }
 }
 
 impl CapturedFlows for FlowMap {
-    fn take(&self, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
-        let key = FlowKey { netns: self.netns, peer: Endpoint::from(peer), pad: 0 };
+    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
+        let key = FlowKey { netns, peer: Endpoint::from(peer), pad: 0 };
         let Some(record) = sys::take::<FlowKey, FlowRecord>(self.map.fd().as_fd(), &key)? else {
             return Ok(None);
         };

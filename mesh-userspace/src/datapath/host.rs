@@ -11,15 +11,19 @@ use mesh_common::addr::Addr;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::ifaddrs::getifaddrs;
 
-/// Returns the cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+/// Returns the cookie of the calling thread's network namespace.
 pub fn netns_cookie() -> io::Result<u64> {
-    let probe = TcpListener::bind(("127.0.0.1", 0))?;
+    cookie_of(&TcpListener::bind(("127.0.0.1", 0))?)
+}
+
+/// Returns the cookie of the socket's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+pub fn cookie_of(socket: &TcpListener) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: value and length describe one `u64` that lives through the call.
     let ret = unsafe {
         libc::getsockopt(
-            probe.as_raw_fd(),
+            socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),

@@ -128,7 +128,7 @@ pub const HOOKS: [Hook; 9] = [
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
 ];
 
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     map::WORKLOADS,
     map::DESTINATIONS,
     map::PROTECTED,
@@ -140,6 +140,7 @@ const MAPS: [&str; 13] = [
     map::FLOWS,
     map::DIRECT,
     map::LISTENERS,
+    map::NAMESPACES,
     map::EVENTS,
     map::COUNTERS,
 ];

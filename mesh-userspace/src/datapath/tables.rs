@@ -14,11 +14,11 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError},
 };
 use mesh_common::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, Endpoint, Port},
     map,
     policy::{
-        Destination, Name, PolicyKey, Protected, ProtectedKey, SETTINGS_INCOMPLETE, ServiceId, Settings,
-        Workload,
+        Destination, Name, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey, SETTINGS_INCOMPLETE,
+        ServiceId, Settings, Workload,
     },
 };
 
@@ -155,6 +155,22 @@ impl Tables {
     /// Whether the last change took an allowed pair away: a `connect()` under way may have read it before.
     pub fn shrunk(&self) -> bool {
         self.shrunk
+    }
+
+    /// The service of the remote instance at `endpoint`.
+    pub fn destination(&self, endpoint: Endpoint) -> Option<ServiceId> {
+        self.destinations.held.get(&endpoint).map(|destination| destination.service)
+    }
+
+    /// The service that a strictly guarded port of this host belongs to.
+    pub fn guarded(&self, port: Port) -> Option<ServiceId> {
+        let protected = self.protected.held.get(&ProtectedKey::new(port))?;
+        (protected.flags & PROTECTED_PERMISSIVE == 0).then_some(protected.service)
+    }
+
+    /// Whether an address, other than a loopback one, is this host's.
+    pub fn is_own(&self, addr: Addr) -> bool {
+        self.host_addrs.held.contains_key(&addr)
     }
 
     pub fn allows(&self, key: PolicyKey) -> bool {

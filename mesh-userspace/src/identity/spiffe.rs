@@ -71,6 +71,15 @@ impl FromStr for SpiffeId {
     }
 }
 
+impl SpiffeId {
+    /// Returns the name that Consul's gateways route connections to this service by, and that its Envoy sidecars send
+    /// as SNI: `SERVICE.NAMESPACE.DATACENTER.internal.TRUST-DOMAIN` (Consul's `agent/connect/sni.go`).
+    pub fn sni(&self) -> String {
+        let Self { trust_domain, namespace, datacenter, service } = self;
+        format!("{service}.{namespace}.{datacenter}.internal.{trust_domain}")
+    }
+}
+
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { trust_domain, namespace, datacenter, service } = self;
@@ -127,6 +136,12 @@ mod tests {
         ] {
             assert!(text.parse::<SpiffeId>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn sni_is_spelled_as_consuls() {
+        let id: SpiffeId = "spiffe://td.consul/ns/default/dc/dc1/svc/db".parse().unwrap();
+        assert_eq!(id.sni(), "db.default.dc1.internal.td.consul");
     }
 
     proptest! {

@@ -28,6 +28,7 @@ use tokio::{
 };
 
 use super::{flow::Flow, reason::Reason};
+use crate::tls::refusal;
 
 /// What one read of a socket may bring.
 const READ: usize = 64 * 1024;
@@ -321,7 +322,7 @@ impl Copy<'_> {
     fn broken(&mut self, error: &rustls::Error) -> Reason {
         let _best_effort = self.tls.write_tls(&mut Socket(self.mesh));
         match error {
-            rustls::Error::AlertReceived(alert) => Reason::RefusedByPeer(format!("alert {alert:?}")),
+            rustls::Error::AlertReceived(alert) => Reason::RefusedByPeer(refusal(*alert)),
             other => Reason::BrokenTls(other.to_string()),
         }
     }

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     catalog::Instance,
     identity::{Leaf, Roots, ServiceName, SpiffeId},
+    intention::{Action, Intention},
     state::Mesh,
 };
 
@@ -69,10 +70,14 @@ pub(super) fn identity(mesh: &Mesh, service: &ServiceName, now: SystemTime) -> R
 /// Allows what an intention allows; everything is denied before the first sync.
 pub(super) fn authorize(mesh: &Mesh, source: &ServiceName, destination: &ServiceName) -> Result<(), Reason> {
     let intentions = mesh.intentions.as_ref().filter(|_| mesh.is_synced()).ok_or(Reason::NotSynced)?;
-    if intentions.allows(source, destination) {
-        return Ok(());
+    let decision = intentions.decide(source, destination);
+    match decision.by {
+        _ if decision.action == Action::Allow => Ok(()),
+        Some(Intention { source, destination, http: true, .. }) => {
+            Err(Reason::HttpPermissions { from: source.clone(), to: destination.clone() })
+        }
+        _ => Err(Reason::NotAllowed { from: source.clone(), to: destination.clone() }),
     }
-    Err(Reason::NotAllowed { from: source.clone(), to: destination.clone() })
 }
 
 /// Returns why a live flow may no longer be there under `mesh`; `None` if it may, or is not decided yet.
@@ -91,11 +96,7 @@ pub(super) fn recheck(mesh: &Mesh, flow: &Flow) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        catalog::Catalog,
-        intention::{Action, Intention, Intentions},
-        tls::test_pki::Ca,
-    };
+    use crate::{catalog::Catalog, intention::Intentions, tls::test_pki::Ca};
 
     fn mesh() -> Mesh {
         let ca = Ca::new("td.consul");
@@ -113,6 +114,7 @@ mod tests {
             source: "web".parse().unwrap(),
             destination: "db".parse().unwrap(),
             action: Action::Allow,
+            http: false,
         };
         let leaf = ca.leaf("web");
         Mesh {
@@ -172,6 +174,22 @@ mod tests {
             spoil(&mut mesh, &mut origin);
             assert_eq!(refused(&mesh, &origin), Some(reason));
         }
+    }
+
+    #[test]
+    fn an_intention_with_http_permissions_refuses_in_words() {
+        let mut mesh = mesh();
+        let http = Intention {
+            id: String::new(),
+            source: "web".parse().unwrap(),
+            destination: "db".parse().unwrap(),
+            action: Action::Deny,
+            http: true,
+        };
+        mesh.intentions = Some(Arc::new(Intentions::new([http], Action::Allow)));
+        let reason = route_of(&mesh, &origin(), SystemTime::now()).err().unwrap();
+        assert_eq!(reason.name(), "http-permissions");
+        assert!(reason.to_string().starts_with("intention web -> db has HTTP permissions"), "{reason}");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
@@ -34,26 +33,26 @@ pub struct CapturedFlow {
 
 /// Where the kernel's records are read.
 pub trait CapturedFlows: Send + Sync {
-    /// Takes the record of the connection whose connecting end is `peer`: a second call finds none. `None`: the kernel
-    /// did not put that connection here.
-    fn take(&self, peer: SocketAddr) -> io::Result<Option<CapturedFlow>>;
+    /// Takes the record of the connection whose connecting end is `peer` in the network namespace with the cookie
+    /// `netns`: a second call finds none. `None`: the kernel did not put that connection here.
+    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<CapturedFlow>>;
 }
 
-/// Serves one connection to an outbound listener.
-pub(super) async fn serve(shared: Arc<Shared>, program: TcpStream, peer: SocketAddr) {
+/// Serves one connection to an outbound listener in the network namespace `netns`.
+pub(super) async fn serve(shared: Arc<Shared>, program: TcpStream, netns: u64, peer: SocketAddr) {
     let start = FlowStart { direction: Direction::Outbound, peer, destination: None, dialled: None };
     let flow = shared.flows.open(start);
     let outcome = tokio::select! {
         biased;
         reason = flow.was_cut() => Err(reason),
-        outcome = carry(&shared, program, &flow) => outcome,
+        outcome = carry(&shared, program, netns, &flow) => outcome,
     };
     shared.end(flow, outcome);
 }
 
-async fn carry(shared: &Shared, program: TcpStream, flow: &Flow) -> Result<(), Reason> {
+async fn carry(shared: &Shared, program: TcpStream, netns: u64, flow: &Flow) -> Result<(), Reason> {
     let CapturedFlow { original_dst, source, destination, pid, program: name, cookie } =
-        match shared.captured.take(flow.start.peer) {
+        match shared.captured.take(netns, flow.start.peer) {
             Ok(Some(captured)) => captured,
             Ok(None) => return Err(Reason::NotCaptured),
             Err(error) => return Err(Reason::Lookup(error.kind())),
@@ -92,10 +91,9 @@ async fn handshake(
     mesh: TcpStream,
 ) -> Result<(TcpStream, rustls::Connection), Reason> {
     let Route { identity, instance } = route;
-    let config = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
-    // Not sent: the configuration switches SNI off. The verifier compares SPIFFE IDs, not names.
-    let name = ServerName::from(instance.mesh.ip());
-    let connecting = TlsConnector::from(config).connect(name, mesh);
+    let client = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
+    // The name is for gateways to route by; the verifier compares SPIFFE IDs.
+    let connecting = TlsConnector::from(client.config.clone()).connect(client.name.clone(), mesh);
     let stream = timeout(shared.settings.handshake_timeout, connecting)
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?

@@ -8,6 +8,7 @@ use std::{
 use super::flow::Direction;
 use crate::{
     identity::ServiceName,
+    intention::{Pattern, http_denied},
     tls::{ConfigError, PeerError},
 };
 
@@ -45,6 +46,8 @@ pub enum Reason {
     NotSynced,
     #[error("no intention allows {from} to connect to {to}")]
     NotAllowed { from: ServiceName, to: ServiceName },
+    #[error("{}", http_denied(.from, .to))]
+    HttpPermissions { from: Pattern, to: Pattern },
     #[error("the peer is of namespace {0}, which intentions here do not name")]
     OtherNamespace(String),
     #[error("no passing instance of {0} has the address that was dialled")]
@@ -105,6 +108,7 @@ names! {
     "lookup-failed": Self::Lookup(_),
     "not-synced": Self::NotSynced,
     "not-allowed": Self::NotAllowed { .. },
+    "http-permissions": Self::HttpPermissions { .. },
     "other-namespace": Self::OtherNamespace(_),
     "no-instance": Self::NoInstance(_),
     "other-service": Self::OtherService { .. },

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
+    pki_types::ServerName,
     server::NoServerSessionStorage,
     sign::SingleCertAndKey,
     version::{TLS12, TLS13},
@@ -45,8 +46,15 @@ pub struct TlsConfigs {
     servers: ArcSwap<HashMap<ServiceName, Arc<Server>>>,
 }
 
+/// What connections to one destination use.
+pub struct Client {
+    pub config: Arc<ClientConfig>,
+    /// What is sent as SNI; an address, which is not sent, where [`SpiffeId::sni`] is no DNS name.
+    pub name: ServerName<'static>,
+}
+
 /// By service; then one entry for each namespace and datacenter that it is in.
-type Destinations = HashMap<ServiceName, Vec<(SpiffeId, Arc<ClientConfig>)>>;
+type Destinations = HashMap<ServiceName, Vec<(SpiffeId, Arc<Client>)>>;
 
 /// What one local service dials with.
 struct Source {
@@ -70,7 +78,7 @@ impl TlsConfigs {
         leaf: &Arc<Leaf>,
         roots: &Arc<Roots>,
         instance: &Instance,
-    ) -> Result<Arc<ClientConfig>, ConfigError> {
+    ) -> Result<Arc<Client>, ConfigError> {
         let sources = self.sources.load();
         let source = match sources.get(&leaf.id.service) {
             Some(source) if source.is_for(leaf, roots) => source.clone(),
@@ -116,16 +124,16 @@ impl Source {
         Arc::ptr_eq(&self.leaf, leaf) && Arc::ptr_eq(self.bundle.roots(), roots)
     }
 
-    fn find(&self, instance: &Instance) -> Option<Arc<ClientConfig>> {
+    fn find(&self, instance: &Instance) -> Option<Arc<Client>> {
         let destinations = self.destinations.load();
-        let (_, config) = destinations
+        let (_, client) = destinations
             .get(&instance.service)?
             .iter()
             .find(|(id, _)| id.namespace == instance.namespace && id.datacenter == instance.datacenter)?;
-        Some(config.clone())
+        Some(client.clone())
     }
 
-    fn add(&self, instance: &Instance) -> Result<Arc<ClientConfig>, ConfigError> {
+    fn add(&self, instance: &Instance) -> Result<Arc<Client>, ConfigError> {
         let expected = SpiffeId {
             trust_domain: self.bundle.roots().trust_domain.clone(),
             namespace: instance.namespace.clone(),
@@ -133,13 +141,16 @@ impl Source {
             service: instance.service.clone(),
         };
         let verifier = ServerIs { bundle: self.bundle.clone(), expected: expected.clone() };
+        let name =
+            ServerName::try_from(expected.sni()).unwrap_or_else(|_| ServerName::from(instance.mesh.ip()));
         let config = Arc::new(client_config(&self.leaf, verifier)?);
+        let client = Arc::new(Client { config, name });
         self.destinations.rcu(|known| {
             let mut next = HashMap::clone(known);
-            next.entry(instance.service.clone()).or_default().push((expected.clone(), config.clone()));
+            next.entry(instance.service.clone()).or_default().push((expected.clone(), client.clone()));
             next
         });
-        Ok(config)
+        Ok(client)
     }
 }
 
@@ -151,7 +162,6 @@ fn client_config(leaf: &Arc<Leaf>, verifier: ServerIs) -> Result<ClientConfig, C
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.key.clone())));
     config.resumption = Resumption::disabled();
-    config.enable_sni = false;
     Ok(config)
 }
 

@@ -69,7 +69,7 @@ impl PeerError {
                 | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
             )
             | Error::AlertReceived(AlertDescription::ProtocolVersion) => Self::ProtocolVersion,
-            Error::AlertReceived(alert) => Self::Refused(format!("alert {alert:?}")),
+            Error::AlertReceived(alert) => Self::Refused(refusal(*alert)),
             other => Self::Handshake(other.to_string()),
         }
     }
@@ -84,6 +84,18 @@ impl PeerError {
             },
             other => Self::BadCertificate(other.to_string()),
         }
+    }
+}
+
+/// Returns in words what an alert with which a peer ended the connection says.
+pub fn refusal(alert: AlertDescription) -> String {
+    match alert {
+        // It authorizes as a part of verification, so that TLS 1.3 clients are told after their handshake.
+        AlertDescription::BadCertificate => {
+            "alert BadCertificate, which Consul's built-in proxy also sends when its intentions deny"
+                .to_owned()
+        }
+        alert => format!("alert {alert:?}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The verifiers: chain to the trust bundle, validity, and exactly one SPIFFE ID.
 //!
-//! Names of hosts mean nothing here, as in Consul Connect: no SNI is sent and no DNS name is looked at.
+//! Names of hosts mean nothing here, as in Consul Connect: no DNS name is looked at, neither in SNI nor in a certificate.
 
 use std::sync::Arc;
 

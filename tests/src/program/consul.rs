@@ -1,6 +1,6 @@
 //! A real Consul agent, as a server or as a client of servers, with its CLI and its API.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{io::Write as _, net::IpAddr, path::PathBuf};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -32,7 +32,12 @@ pub fn binary() -> Option<PathBuf> {
             std::env::var_os("CI").is_none(),
             "CI runs no test without Consul: `cargo xtask setup` installs it"
         );
-        eprintln!("SKIP: no consul binary; `cargo xtask setup` installs it, or set CONSUL_BIN");
+        // `io::stderr` is not captured by the test runner, other than `eprintln!`.
+        writeln!(
+            std::io::stderr(),
+            "SKIP: no consul binary; `cargo xtask setup` installs it, or set CONSUL_BIN"
+        )
+        .expect("stderr takes a line");
     }
     found
 }

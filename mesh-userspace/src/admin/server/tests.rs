@@ -34,6 +34,10 @@ impl AdminBackend for Backend {
         Box::pin(async { Err(AdminError::RestartNeeded(vec!["node".into()])) })
     }
 
+    fn cut(&self, _: CutRequest) -> Answer<'_, CutReport> {
+        Box::pin(async { Ok(CutReport::default()) })
+    }
+
     fn drain(&self) -> Answer<'_, ()> {
         Box::pin(async { Ok(()) })
     }

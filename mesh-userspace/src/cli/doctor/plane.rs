@@ -7,9 +7,10 @@ use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::Finding;
 use crate::{
+    admin::StatusReport,
     cli::{Global, target},
     config::{Config, ControlPlane},
-    control_plane::{ApiError, Client},
+    control_plane::{ApiError, Client, permission},
 };
 
 const CHECK: &str = "control plane";
@@ -33,13 +34,16 @@ pub async fn check(global: &Global, config: &Config, running: bool) -> Vec<Findi
     if let Ok(answer) = roots {
         findings.extend(answer.date.as_deref().and_then(skew));
         findings.extend(ca(&answer.body, OffsetDateTime::now_utc()));
-        findings.push(token(&api).await);
+        findings.push(token(&api, config).await);
     }
     findings
 }
 
 fn unreachable(api: &Client, error: &ApiError) -> Finding {
     let fix = match error {
+        ApiError::Status { reason, .. } if reason.contains("Enterprise") => {
+            "remove control_plane.namespace and control_plane.partition: this server has none"
+        }
         ApiError::Forbidden { .. } | ApiError::NotFound { .. } | ApiError::Status { .. } => {
             "Consul needs connect { enabled = true } on its servers, and the token service:read"
         }
@@ -56,18 +60,36 @@ fn unreachable(api: &Client, error: &ApiError) -> Finding {
     Finding::fail(CHECK, detail, fix)
 }
 
-async fn token(api: &Client) -> Finding {
+async fn token(api: &Client, config: &Config) -> Finding {
     const CHECK: &str = "token";
     let given =
         if api.access().token.is_some() { "is accepted" } else { "none given, and none needed to read" };
     match api.ask("/v1/agent/services").await {
-        Ok(_) => Finding::ok(CHECK, given),
+        Ok(_) => lacking(api, config).await.unwrap_or_else(|| Finding::ok(CHECK, given)),
         Err(error @ (ApiError::Forbidden { .. } | ApiError::NotFound { .. } | ApiError::Status { .. })) => {
             let fix = "control_plane.token_file with a token for service:write and intentions:read";
             Finding::fail(CHECK, format!("refused: {error}"), fix)
         }
         Err(error) => Finding::fail(CHECK, error.to_string(), "start the control plane again"),
     }
+}
+
+/// Asks for what this host's services need; Consul leaves out of its answers what a token may not see, so that a read
+/// which succeeds proves little.
+async fn lacking(api: &Client, config: &Config) -> Option<Finding> {
+    let services = config.services.iter().map(|service| (&service.name, service.protected.is_some()));
+    let lacks = permission::missing(api, services).await.ok()??;
+    if lacks.is_empty() {
+        return Some(Finding::ok("token", "grants all that the services of this host need"));
+    }
+    let detail = format!("lacks {}", lacks.join(", "));
+    Some(Finding::fail("token", detail, "add these rules to a policy of the token"))
+}
+
+/// Returns a finding where the daemon watches a part of the catalog only.
+pub fn catalog(report: &StatusReport) -> Option<Finding> {
+    let fix = "raise control_plane.catalog_limit if this host's memory and the control plane bear it; else leave it";
+    Some(Finding::warn("catalog", report.control_plane.partial()?, fix))
 }
 
 /// Returns a finding from the `Date` that the control plane sent.
@@ -128,6 +150,18 @@ mod tests {
         let verdict = |days| ca(roots.as_bytes(), now + time::Duration::days(days)).unwrap().verdict;
         assert_eq!((verdict(1), verdict(91)), (Verdict::Ok, Verdict::Warn));
         assert!(ca(b"{}", now).is_none());
+    }
+
+    #[test]
+    fn a_catalog_watched_in_part_warns_and_a_whole_one_says_nothing() {
+        let mut report = StatusReport::default();
+        assert!(catalog(&report).is_none());
+        report.control_plane.unwatched_services = Some(0);
+        assert!(catalog(&report).is_none());
+        report.control_plane.unwatched_services = Some(7);
+        let finding = catalog(&report).unwrap();
+        assert_eq!(finding.verdict, Verdict::Warn);
+        assert!(finding.detail.starts_with("7 services"), "{}", finding.detail);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub fn report(report: &StatusReport, style: Style) -> String {
         section("WORKLOADS", report.workloads.len(), workloads(report, style), style),
         section("SERVICES", report.services.len(), services(report, style), style),
         section("FLOWS", report.flows.len(), flows(&report.flows, "no flow is live", style), style),
+        section("UNCAPTURED", report.uncaptured.len(), uncaptured(report, style), style),
         recent(report, style),
         section("CERTIFICATES", report.certificates.len(), certificates(report, style), style),
         section("EXEMPT", report.exempt.len(), exempt(report, style), style),
@@ -82,7 +83,8 @@ fn control_plane_line(report: &StatusReport, style: Style) -> String {
         String::new()
     };
     let (kind, address) = (printable(&plane.kind), printable(&plane.address));
-    format!("control plane  {kind} {address}  {state}, index {}{cache}\n", plane.index)
+    let partial = plane.partial().map(|text| format!("catalog        {text}\n")).unwrap_or_default();
+    format!("control plane  {kind} {address}  {state}, index {}{cache}\n{partial}", plane.index)
 }
 
 /// Returns title, count and body; nothing where there is nothing to say.
@@ -157,6 +159,29 @@ fn flows(flows: &[FlowStatus], none: &str, style: Style) -> String {
     table.render(style)
 }
 
+fn uncaptured(report: &StatusReport, style: Style) -> String {
+    if report.uncaptured.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["FLOW", "FROM", "TO", "CGROUP"], &[0, 3]);
+    for one in &report.uncaptured {
+        let (source, destination) = ends(&one.source, &one.destination);
+        table.row([
+            Cell::coloured(format!("{source} → {destination}"), Colour::Bad),
+            one.local.to_string().into(),
+            one.remote.to_string().into(),
+            one.cgroup.as_str().into(),
+        ]);
+    }
+    table.render(style)
+}
+
+/// Source and destination as people read them; who is nobody has a word too.
+pub fn ends<'t>(source: &'t str, destination: &'t str) -> (&'t str, &'t str) {
+    let or = |name: &'t str, other| if name.is_empty() { other } else { name };
+    (or(source, "(unmanaged)"), or(destination, "(outside)"))
+}
+
 fn recent(report: &StatusReport, style: Style) -> String {
     if report.recent.is_empty() {
         return String::new();
@@ -183,14 +208,16 @@ fn flow_cells(flow: &FlowStatus) -> [Cell; 7] {
         (name, _) if flow.pid == 0 => name.to_owned(),
         (name, _) => format!("{name}[{}]", flow.pid),
     };
-    let or = |name: &str, other: &str| if name.is_empty() { other.to_owned() } else { name.to_owned() };
-    let services = format!("{} → {}", or(&flow.source, "(unmanaged)"), or(&flow.destination, "(outside)"));
+    let (source, destination) = ends(&flow.source, &flow.destination);
+    let services = format!("{source} → {destination}");
     let path = match (flow.instance, flow.direction) {
         (Some(peer), FlowDirection::Inbound) => format!("from {peer}"),
         (Some(instance), _) => format!("via {instance}"),
         (None, _) => "-".to_owned(),
     };
+    let is_tls12 = flow.state == FlowState::Mtls && flow.tls.as_deref() == Some("TLS 1.2");
     let colour = match flow.state {
+        FlowState::Mtls if is_tls12 => Colour::Warning,
         FlowState::Direct | FlowState::Mtls => Colour::Good,
         FlowState::Connecting | FlowState::Passed => Colour::Warning,
         state if state.is_refusal() => Colour::Bad,
@@ -201,7 +228,7 @@ fn flow_cells(flow: &FlowStatus) -> [Cell; 7] {
         services.into(),
         flow.original_dst.map_or("-".to_owned(), |dst| dst.to_string()).into(),
         path.into(),
-        Cell::coloured(flow.state.as_str(), colour),
+        Cell::coloured(if is_tls12 { "mTLS 1.2" } else { flow.state.as_str() }, colour),
         format!("{}↑ {}↓", bytes(flow.bytes_sent), bytes(flow.bytes_received)).into(),
         Cell::right(age(Duration::from_secs(flow.age_s))),
     ]

@@ -1,5 +1,8 @@
 //! Consul's HTTP API: routes, what handlers share, and errors. What is supported is listed in docs/api.md.
 
+mod acl;
+mod acl_input;
+mod acl_tokens;
 mod agent;
 mod agent_checks;
 mod agent_connect;
@@ -14,7 +17,9 @@ mod intentions;
 mod names;
 mod read;
 mod status;
+mod vet;
 mod view;
+mod viewer;
 
 use std::sync::Arc;
 
@@ -29,6 +34,7 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    acl::{Caller, Denied},
     auth::{Door, Trusted, guard},
     ca::CaError,
     checks::Checks,
@@ -51,6 +57,8 @@ pub struct Shared {
     pub node: String,
     pub node_address: String,
     pub datacenter: String,
+    /// ACLs are on.
+    pub acl: bool,
     /// Waiting reads answer at once when the server stops.
     pub closing: CancellationToken,
 }
@@ -73,12 +81,13 @@ pub fn router(app: App, door: Door) -> Router {
     agent_routes()
         .merge(catalog_routes())
         .merge(connect_routes())
+        .merge(acl_routes())
         .route("/v1/status/leader", get(status::leader))
         .route("/v1/status/peers", get(status::peers))
         .fallback(no_endpoint)
         .method_not_allowed_fallback(no_method)
-        .with_state(app)
-        .layer(from_fn_with_state(door, guard))
+        .with_state(app.clone())
+        .layer(from_fn_with_state((door, app), guard))
 }
 
 fn agent_routes() -> Router<App> {
@@ -141,6 +150,24 @@ fn connect_routes() -> Router<App> {
         .route("/v1/connect/ca/sign/{service}", put(ca::sign))
 }
 
+fn acl_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/acl/bootstrap", put(acl::bootstrap))
+        .route("/v1/acl/policies", get(acl::policies))
+        .route("/v1/acl/policy", put(acl::create_policy))
+        .route("/v1/acl/policy/name/{name}", get(acl::policy_by_name))
+        .route("/v1/acl/policy/{id}", get(acl::policy).put(acl::update_policy).delete(acl::delete_policy))
+        .route("/v1/acl/tokens", get(acl_tokens::tokens))
+        .route("/v1/acl/token", put(acl_tokens::create_token))
+        .route("/v1/acl/token/self", get(acl_tokens::token_self))
+        .route(
+            "/v1/acl/token/{id}",
+            get(acl_tokens::token).put(acl_tokens::update_token).delete(acl_tokens::delete_token),
+        )
+        .route("/v1/acl/token/{id}/clone", put(acl_tokens::clone_token))
+        .route("/v1/internal/acl/authorize", post(acl::authorize))
+}
+
 async fn no_endpoint() -> ApiError {
     ApiError::NotFound(
         "this endpoint is not served by the embedded control plane: see docs/api.md".to_owned(),
@@ -157,6 +184,8 @@ async fn no_method(method: Method) -> ApiError {
 pub enum ApiError {
     #[error("{0}")]
     BadRequest(String),
+    #[error("ACL support disabled")]
+    AclOff,
     #[error("{0}")]
     Forbidden(String),
     #[error("{0}")]
@@ -181,6 +210,7 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::AclOff => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
@@ -210,6 +240,12 @@ impl From<Refusal> for ApiError {
             Refusal::Duplicate(_) => Self::Conflict(text),
             Refusal::Store(error) => Self::Store(error),
         }
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        Self::Forbidden(denied.to_string())
     }
 }
 
@@ -250,6 +286,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Trusted {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let refusal = || ApiError::Forbidden("Permission denied: this needs a token".to_owned());
         parts.extensions.get::<Self>().copied().ok_or_else(refusal)
+    }
+}
+
+/// In a handler's arguments: who asks. Without one nothing is done.
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let refusal = || ApiError::Forbidden("Permission denied".to_owned());
+        parts.extensions.get::<Self>().cloned().ok_or_else(refusal)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use time::OffsetDateTime;
 
 use super::{
-    CaFiles, EmbeddedError, Settings,
+    CaFiles, EmbeddedError, Settings, acl,
     ca::{Authority, CaError},
     duration, files,
     issuer::LEAF_TTL,
@@ -52,6 +52,9 @@ pub async fn bootstrap(
                 config.insert(LEAF_TTL.to_owned(), ttl.clone().into());
                 txn.put_ca_config(config);
                 txn.put_setting(CONFIGURED_TTL, &ttl);
+            }
+            if settings.acl {
+                acl::ensure_builtin(txn);
             }
             Ok::<_, registration::Refusal>(())
         })

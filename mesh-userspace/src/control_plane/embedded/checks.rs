@@ -130,7 +130,7 @@ impl Checks {
         let (status, output) =
             match timeout(Duration::from_millis(*timeout_ms), TcpStream::connect(address.as_str())).await {
                 Ok(Ok(_)) => (Status::Passing, format!("TCP connect {address}: Success")),
-                Ok(Err(error)) => (Status::Critical, format!("dial tcp {address}: {error}")),
+                Ok(Err(error)) => (Status::Critical, format!("dial tcp {address}: {}", in_gos_words(&error))),
                 Err(_) => (Status::Critical, format!("dial tcp {address}: i/o timeout")),
             };
         let probe = check.probe.clone();
@@ -150,4 +150,16 @@ impl Checks {
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the usual failures of a dial as Consul's own checks report them, which people and alerts look for.
+fn in_gos_words(error: &std::io::Error) -> String {
+    let words = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connection refused",
+        std::io::ErrorKind::ConnectionReset => "connection reset by peer",
+        std::io::ErrorKind::HostUnreachable => "no route to host",
+        std::io::ErrorKind::NetworkUnreachable => "network is unreachable",
+        _ => return error.to_string(),
+    };
+    format!("connect: {words}")
 }

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::intention::{Action, Intention, Pattern};
+use crate::intention::{self, Action, Intention, Pattern};
 
 /// Metadata, tags' addresses of a node, and the like.
 pub type Strings = BTreeMap<String, String>;
@@ -32,6 +32,7 @@ pub struct Node {
     pub address: String,
     pub datacenter: String,
     pub tagged_addresses: Option<Strings>,
+    #[serde(deserialize_with = "nullable", serialize_with = "null_if_empty")]
     pub meta: Strings,
     pub create_index: u64,
     pub modify_index: u64,
@@ -71,6 +72,7 @@ pub struct Service {
     pub address: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
+    #[serde(deserialize_with = "nullable", serialize_with = "null_if_empty")]
     pub meta: Strings,
     pub port: u16,
     pub weights: Weights,
@@ -166,15 +168,14 @@ pub struct Proxy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
 pub struct Upstream {
-    #[serde(alias = "destination_type")]
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(alias = "destination_type", deserialize_with = "nullable")]
     pub destination_type: String,
     #[serde(alias = "destination_namespace")]
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub destination_namespace: String,
     #[serde(alias = "destination_name")]
     pub destination_name: String,
-    #[serde(alias = "datacenter", deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(alias = "datacenter", deserialize_with = "nullable")]
     pub datacenter: String,
     #[serde(alias = "local_bind_address")]
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
@@ -188,7 +189,7 @@ pub struct Upstream {
     #[serde(alias = "local_bind_socket_mode")]
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub local_bind_socket_mode: String,
-    #[serde(alias = "config", deserialize_with = "nullable", skip_serializing_if = "Opaque::is_empty")]
+    #[serde(alias = "config", deserialize_with = "nullable", serialize_with = "null_if_no_fields")]
     pub config: Opaque,
     #[serde(alias = "mesh_gateway", deserialize_with = "nullable")]
     pub mesh_gateway: Opaque,
@@ -295,7 +296,13 @@ impl IntentionRow {
             source: self.source.clone(),
             destination: self.destination.clone(),
             action: self.action,
+            http: false,
         }
+    }
+
+    /// See [`intention::precedence`].
+    pub fn precedence(&self) -> u8 {
+        intention::precedence(&self.source, &self.destination)
     }
 }
 
@@ -364,6 +371,15 @@ impl std::fmt::Debug for AgentLeaf {
 /// Reads `null` as the type's default, as Go's clients mean it.
 pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(input).map(Option::unwrap_or_default)
+}
+
+/// Writes an empty map as `null`, as Go does with one that was never made.
+fn null_if_empty<S: Serializer>(map: &Strings, output: S) -> Result<S::Ok, S::Error> {
+    if map.is_empty() { output.serialize_none() } else { map.serialize(output) }
+}
+
+fn null_if_no_fields<S: Serializer>(map: &Opaque, output: S) -> Result<S::Ok, S::Error> {
+    if map.is_empty() { output.serialize_none() } else { map.serialize(output) }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if gives a reference")]

@@ -11,10 +11,11 @@ use super::{
     tables::Tables,
     txn::Change,
 };
-use crate::intention::{Action, Intentions};
+use crate::intention::Action;
 
 /// Step N brings a file of version N to version N + 1. Never edited, only added to.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE nodes (name TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE services (node TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL,
         as_sidecar INTEGER NOT NULL, doc TEXT NOT NULL, PRIMARY KEY (node, id)) WITHOUT ROWID;
@@ -24,7 +25,12 @@ const MIGRATIONS: &[&str] = &["
         doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE roots (id TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE acl_policies (id TEXT PRIMARY KEY, name TEXT NOT NULL, doc TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE acl_tokens (accessor TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
+",
+];
 
 /// Where the last index is kept; written with every commit.
 const INDEX: &str = "index";
@@ -71,25 +77,35 @@ impl Disk {
         self.load_settings(&mut tables)?;
         for (_, doc) in self.pairs("SELECT name, doc FROM nodes")? {
             let node: Node = row("nodes", &doc)?;
-            Arc::make_mut(&mut tables.nodes).insert(node.name.clone(), Arc::new(node));
+            tables.nodes.insert(node.name.clone(), Arc::new(node));
         }
         self.load_services(&mut tables)?;
         for (node, doc) in self.pairs("SELECT node, doc FROM checks")? {
             let check = Check { node: node.into(), ..row::<Check>("checks", &doc)? };
             let entry = (check.node.clone(), check.service_id.clone(), check.id.clone());
-            Arc::make_mut(&mut tables.by_service).insert(entry);
-            Arc::make_mut(&mut tables.checks).insert(check.key(), Arc::new(check));
+            tables.by_service.insert(entry, ());
+            tables.checks.insert(check.key(), Arc::new(check));
         }
-        for (id, doc) in self.pairs("SELECT id, doc FROM intentions")? {
-            let intention: IntentionRow = row("intentions", &doc)?;
-            Arc::make_mut(&mut tables.intentions).insert(id.into(), Arc::new(intention));
+        for (_, doc) in self.pairs("SELECT id, doc FROM intentions")? {
+            tables.index_intention(&Arc::new(row::<IntentionRow>("intentions", &doc)?));
         }
-        let rules = tables.intentions.values().map(|row| row.rule());
-        tables.decider = Arc::new(Intentions::new(rules, default_policy));
         for (id, doc) in self.pairs("SELECT id, doc FROM roots")? {
             Arc::make_mut(&mut tables.roots).insert(id.into(), Arc::new(row("roots", &doc)?));
         }
+        self.load_acl(&mut tables)?;
         Ok(tables)
+    }
+
+    fn load_acl(&self, tables: &mut Tables) -> Result<(), DiskError> {
+        let registry = Arc::make_mut(&mut tables.acl);
+        for (_, doc) in self.pairs("SELECT id, doc FROM acl_policies")? {
+            registry.put_policy(Arc::new(row("acl_policies", &doc)?));
+        }
+        for (_, doc) in self.pairs("SELECT accessor, doc FROM acl_tokens")? {
+            registry.put_token(Arc::new(row("acl_tokens", &doc)?));
+        }
+        registry.settle();
+        Ok(())
     }
 
     fn load_settings(&self, tables: &mut Tables) -> Result<(), DiskError> {
@@ -115,13 +131,7 @@ impl Disk {
             let (node, as_sidecar, doc) = found?;
             let service =
                 Arc::new(Service { node: node.into(), as_sidecar, ..row::<Service>("services", &doc)? });
-            let Key { node, id } = service.key();
-            if let Some(destination) = service.connect_destination() {
-                let entry = (destination.into(), node.clone(), id.clone());
-                Arc::make_mut(&mut tables.by_destination).insert(entry);
-            }
-            Arc::make_mut(&mut tables.by_name).insert((service.name.clone(), node, id));
-            Arc::make_mut(&mut tables.services).insert(service.key(), service);
+            tables.index_service(service);
         }
         Ok(())
     }
@@ -197,6 +207,14 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         }
         Change::CaConfig(row) => put_setting(to, CA_CONFIG, &doc(&**row)),
         Change::Setting(name, value) => put_setting(to, name, value),
+        Change::Policy(id, None) => run("DELETE FROM acl_policies WHERE id = ?1", params![id]),
+        Change::Policy(id, Some(row)) => {
+            run("INSERT OR REPLACE INTO acl_policies VALUES (?1, ?2, ?3)", params![id, row.name, doc(&**row)])
+        }
+        Change::Token(accessor, None) => run("DELETE FROM acl_tokens WHERE accessor = ?1", params![accessor]),
+        Change::Token(accessor, Some(row)) => {
+            run("INSERT OR REPLACE INTO acl_tokens VALUES (?1, ?2)", params![accessor, doc(&**row)])
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub fn ensure_node(
         return Ok(());
     }
     let family = if address.contains(':') { "ipv6" } else { "ipv4" };
+    // What every agent of Consul says of its node.
+    let network = ("consul-network-segment".to_owned(), String::new());
     let tagged = ["lan".to_owned(), "wan".to_owned(), format!("lan_{family}"), format!("wan_{family}")];
     let node = Node {
         id: old.map_or_else(|| uuid::Uuid::new_v4().to_string(), |node| node.id.clone()),
@@ -75,7 +77,7 @@ pub fn ensure_node(
         address: address.to_owned(),
         datacenter: datacenter.to_owned(),
         tagged_addresses: Some(tagged.into_iter().map(|tag| (tag, address.to_owned())).collect()),
-        meta: old.map(|node| node.meta.clone()).unwrap_or_default(),
+        meta: old.map_or_else(|| [network].into(), |node| node.meta.clone()),
         create_index: 0,
         modify_index: 0,
     };
@@ -229,9 +231,14 @@ pub fn maintenance(txn: &mut Txn, key: &Key, reason: Option<&str>) -> Result<(),
         txn.delete_check(&Key { node: key.node.clone(), id: id.into() });
         return Ok(());
     };
+    let check = Key { node: key.node.clone(), id: id.into() };
+    if txn.tables.check(&check).is_some() {
+        // The first reason stands.
+        return Ok(());
+    }
     txn.put_check(Check {
-        node: key.node.clone(),
-        id: id.into(),
+        node: check.node,
+        id: check.id,
         name: "Service Maintenance Mode".to_owned(),
         status: Status::Critical,
         notes: reason.to_owned(),

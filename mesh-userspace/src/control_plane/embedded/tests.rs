@@ -1,5 +1,6 @@
 //! The server as its clients see it: over real HTTP on a unix socket, a loopback port, and TLS.
 
+mod acl;
 mod agent;
 mod auth;
 mod blocking;

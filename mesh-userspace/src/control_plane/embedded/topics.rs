@@ -6,18 +6,28 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::future::select_all;
 use tokio::sync::watch;
 
-/// A part of the store that a read's result depends on. Each read names exactly one.
+use crate::intention::Pattern;
+
+/// A part of the store that a read's result depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
     /// The set of nodes.
     Nodes,
     /// The set of service names and tags.
     Services,
+    /// Every service instance.
+    Instances,
     /// Every check.
     Checks,
+    /// Every intention.
     Intentions,
+    /// The intentions with this source.
+    Source(Pattern),
+    /// The intentions with this destination.
+    Destination(Pattern),
     Roots,
     CaConfig,
     /// One node with its services and checks.
@@ -28,12 +38,29 @@ pub enum Topic {
     Connect(Arc<str>),
     /// The leaf that this server made for one service.
     Leaf(Arc<str>),
+    /// Policies and tokens.
+    Acl,
 }
 
 /// Sweeps begin at this many entries, so that names somebody makes up cannot fill the memory.
 const SWEEP_AT: usize = 4096;
 /// At this many indexes they are forgotten and the floor is raised to the newest, which is always safe.
-const MAX_INDEXES: usize = 65_536;
+const MAX_INDEXES: usize = 262_144;
+
+/// What one read depends on.
+pub struct DependsOn(Vec<Topic>);
+
+impl From<Topic> for DependsOn {
+    fn from(topic: Topic) -> Self {
+        Self(vec![topic])
+    }
+}
+
+impl From<Vec<Topic>> for DependsOn {
+    fn from(topics: Vec<Topic>) -> Self {
+        Self(topics)
+    }
+}
 
 /// The indexes of all topics.
 ///
@@ -64,9 +91,22 @@ impl Topics {
         }))
     }
 
-    /// Returns the index of the topic's last change; at least 1.
-    pub fn index(&self, topic: &Topic) -> u64 {
-        self.lock().index(topic)
+    /// Returns the index of the last change of what a read depends on; at least 1.
+    pub fn index_of(&self, read: &DependsOn) -> u64 {
+        let inner = self.lock();
+        read.0.iter().map(|topic| inner.index(topic)).max().unwrap_or(inner.floor)
+    }
+
+    /// Waits until something that a read depends on has moved beyond `seen`.
+    pub async fn moved_beyond(&self, read: &DependsOn, seen: u64) {
+        let mut watches: Vec<_> = read.0.iter().map(|topic| self.watch(topic)).collect();
+        if let [watch] = &mut watches[..] {
+            // The sender lives as long as somebody watches.
+            drop(watch.wait_for(|index| *index > seen).await);
+        } else if !watches.is_empty() {
+            let each = watches.iter_mut().map(|watch| Box::pin(watch.wait_for(|index| *index > seen)));
+            drop(select_all(each).await);
+        }
     }
 
     /// Returns the newest index of all.
@@ -129,17 +169,17 @@ mod tests {
         assert!(db.has_changed().unwrap());
         assert_eq!(*db.borrow_and_update(), 8);
         assert!(!web.has_changed().unwrap());
-        assert_eq!(topics.index(&Topic::Service("web".into())), 7);
+        assert_eq!(topics.index_of(&Topic::Service("web".into()).into()), 7);
     }
 
     #[test]
     fn an_index_is_never_zero_and_never_goes_backwards() {
         let topics = Topics::new(0);
-        assert_eq!(topics.index(&Topic::Nodes), 1);
+        assert_eq!(topics.index_of(&Topic::Nodes.into()), 1);
         let names = (0..=MAX_INDEXES).map(|n| Topic::Service(n.to_string().into()));
         topics.publish([Topic::Nodes], 5);
         topics.publish(names, 6);
-        assert!(topics.index(&Topic::Nodes) >= 5);
+        assert!(topics.index_of(&Topic::Nodes.into()) >= 5);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::{collections::HashSet, sync::Arc};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
+    acl,
     model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Opaque, Probe, Root, Service, Status},
-    tables::Tables,
+    tables::{Tables, Tags},
     topics::Topic,
 };
-use crate::intention::Intentions;
 
 /// A row that was written, or (`None`) deleted.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub enum Change {
     Root(Arc<str>, Option<Arc<Root>>),
     CaConfig(Arc<CaConfig>),
     Setting(String, String),
+    Policy(Arc<str>, Option<Arc<acl::Policy>>),
+    Token(Arc<str>, Option<Arc<acl::Token>>),
 }
 
 pub struct Txn {
@@ -61,7 +63,7 @@ impl Txn {
         }
         node.modify_index = self.index;
         let (name, node) = (node.name.clone(), Arc::new(node));
-        Arc::make_mut(&mut self.tables.nodes).insert(name.clone(), node.clone());
+        self.tables.nodes.insert(name.clone(), node.clone());
         self.changes.push(Change::Node(name.clone(), Some(node)));
         self.topics.insert(Topic::Nodes);
         self.touch_node(&name);
@@ -81,7 +83,7 @@ impl Txn {
         for key in checks {
             self.delete_check(&key);
         }
-        Arc::make_mut(&mut self.tables.nodes).remove(name);
+        self.tables.nodes.remove(name);
         self.changes.push(Change::Node(name.clone(), None));
         self.topics.insert(Topic::Nodes);
     }
@@ -96,20 +98,16 @@ impl Txn {
             return;
         }
         service.modify_index = self.index;
+        let names: Vec<_> = old.iter().map(|old| &old.name).chain([&service.name]).cloned().collect();
+        let before = names.iter().map(|name| (name.clone(), self.tables.tags.get(name).cloned())).collect();
         if let Some(old) = &old {
             self.unindex(old);
         }
         let service = Arc::new(service);
-        let (node, id) = (key.node.clone(), key.id.clone());
-        if let Some(destination) = service.connect_destination() {
-            let entry = (destination.into(), node.clone(), id.clone());
-            Arc::make_mut(&mut self.tables.by_destination).insert(entry);
-        }
-        Arc::make_mut(&mut self.tables.by_name).insert((service.name.clone(), node, id));
-        Arc::make_mut(&mut self.tables.services).insert(key.clone(), service.clone());
+        self.tables.index_service(service.clone());
         self.touch_service(&service);
+        self.touch_names(before);
         if old.is_none_or(|old| old.name != service.name || old.tags != service.tags) {
-            self.topics.insert(Topic::Services);
             self.rename_in_checks(&service);
         }
         self.changes.push(Change::Service(key, Some(service)));
@@ -123,10 +121,11 @@ impl Txn {
         for check in checks {
             self.delete_check(&check);
         }
+        let before = vec![(old.name.clone(), self.tables.tags.get(&old.name).cloned())];
         self.unindex(&old);
-        Arc::make_mut(&mut self.tables.services).remove(key);
+        self.tables.services.remove(key);
+        self.touch_names(before);
         self.changes.push(Change::Service(key.clone(), None));
-        self.topics.insert(Topic::Services);
         self.update_aliases(&key.node, &key.id);
         true
     }
@@ -146,8 +145,8 @@ impl Txn {
         }
         let check = Arc::new(check);
         let entry = (key.node.clone(), check.service_id.clone(), key.id.clone());
-        Arc::make_mut(&mut self.tables.by_service).insert(entry);
-        Arc::make_mut(&mut self.tables.checks).insert(key.clone(), check.clone());
+        self.tables.by_service.insert(entry, ());
+        self.tables.checks.insert(key.clone(), check.clone());
         self.changes.push(Change::Check(key.clone(), Some(check.clone())));
         self.touch_check(&check);
         self.checks.push(key.clone());
@@ -160,7 +159,7 @@ impl Txn {
     pub fn delete_check(&mut self, key: &Key) -> bool {
         let Some(old) = self.tables.checks.get(key).cloned() else { return false };
         self.unindex_check(&old);
-        Arc::make_mut(&mut self.tables.checks).remove(key);
+        self.tables.checks.remove(key);
         self.changes.push(Change::Check(key.clone(), None));
         self.checks.push(key.clone());
         self.update_aliases(&key.node, &old.service_id);
@@ -169,21 +168,37 @@ impl Txn {
 
     /// Writes the intention; whether its pair is free is the caller's to see to.
     pub fn put_intention(&mut self, mut row: IntentionRow) {
-        let old = self.tables.intentions.get(&row.id);
-        row.create_index = old.map_or(self.index, |old| old.create_index);
+        let old = self.tables.intentions.get(&row.id).cloned();
+        row.create_index = old.as_ref().map_or(self.index, |old| old.create_index);
         row.modify_index = self.index;
+        if let Some(old) = &old {
+            self.unindex_intention(old);
+        }
         let row = Arc::new(row);
-        Arc::make_mut(&mut self.tables.intentions).insert(row.id.clone(), row.clone());
+        self.touch_intention(&row);
+        self.tables.index_intention(&row);
         self.changes.push(Change::Intention(row.id.clone(), Some(row)));
-        self.decide_anew();
     }
 
     /// Removes the intention. Returns whether it was there.
     pub fn delete_intention(&mut self, id: &str) -> bool {
-        let Some(old) = Arc::make_mut(&mut self.tables.intentions).remove(id) else { return false };
+        let Some(old) = self.tables.intentions.remove(id) else { return false };
+        self.unindex_intention(&old);
         self.changes.push(Change::Intention(old.id.clone(), None));
-        self.decide_anew();
         true
+    }
+
+    fn unindex_intention(&mut self, row: &IntentionRow) {
+        let (source, destination) = (row.source.clone(), row.destination.clone());
+        self.tables.out_of.remove(&(source.clone(), destination.clone()));
+        self.tables.to.remove(&(destination, source));
+        self.touch_intention(row);
+    }
+
+    fn touch_intention(&mut self, row: &IntentionRow) {
+        self.topics.insert(Topic::Intentions);
+        self.topics.insert(Topic::Source(row.source.clone()));
+        self.topics.insert(Topic::Destination(row.destination.clone()));
     }
 
     pub fn put_root(&mut self, mut root: Root) {
@@ -232,26 +247,27 @@ impl Txn {
         self.topics.insert(Topic::Leaf(service));
     }
 
-    fn decide_anew(&mut self) {
-        let default = self.tables.decider.default;
-        let rules = self.tables.intentions.values().map(|row| row.rule());
-        self.tables.decider = Arc::new(Intentions::new(rules, default));
-        self.topics.insert(Topic::Intentions);
-    }
-
     fn unindex(&mut self, service: &Service) {
         self.touch_service(service);
-        let (node, id) = (&service.node, &service.id);
-        if let Some(destination) = service.connect_destination() {
-            let entry = (destination.into(), node.clone(), id.clone());
-            Arc::make_mut(&mut self.tables.by_destination).remove(&entry);
+        self.tables.unindex_service(service);
+    }
+
+    /// Moves the list of names and tags, if one of these names has other tags than before, or is new, or gone.
+    fn touch_names(&mut self, before: Vec<(Arc<str>, Option<Arc<Tags>>)>) {
+        for (name, before) in before {
+            let same = match (before, self.tables.tags.get(&name)) {
+                (Some(before), Some(now)) => before.names().eq(now.names()),
+                (before, now) => before.is_none() && now.is_none(),
+            };
+            if !same {
+                self.topics.insert(Topic::Services);
+            }
         }
-        Arc::make_mut(&mut self.tables.by_name).remove(&(service.name.clone(), node.clone(), id.clone()));
     }
 
     fn unindex_check(&mut self, check: &Check) {
         let entry = (check.node.clone(), check.service_id.clone(), check.id.clone());
-        Arc::make_mut(&mut self.tables.by_service).remove(&entry);
+        self.tables.by_service.remove(&entry);
         self.touch_check(check);
     }
 
@@ -259,6 +275,7 @@ impl Txn {
         if let Some(destination) = service.connect_destination() {
             self.topics.insert(Topic::Connect(destination.into()));
         }
+        self.topics.insert(Topic::Instances);
         self.topics.insert(Topic::Service(service.name.clone()));
         self.topics.insert(Topic::Node(service.node.clone()));
     }

@@ -28,6 +28,7 @@ async fn start(dir: &Path) -> Embedded {
         state_dir: dir.join("server"),
         default_policy: Action::Deny,
         leaf_ttl: Duration::from_secs(3600),
+        acl: false,
         trust_domain: None,
         listen_tcp: None,
         unix_socket: Some(dir.join("api.sock")),

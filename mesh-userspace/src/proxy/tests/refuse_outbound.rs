@@ -63,7 +63,7 @@ async fn the_instance_that_was_named_gets_the_bytes() {
         assert_eq!(got, SECRET);
         let caller = crate::tls::peer_id(peer.get_ref().1).unwrap();
         assert_eq!(caller.to_string(), "spiffe://td.consul/ns/default/dc/dc1/svc/web");
-        assert_eq!(peer.get_ref().1.server_name(), None, "no SNI, as Consul's proxy");
+        assert_eq!(peer.get_ref().1.server_name(), Some("db.default.dc1.internal.td.consul"));
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) const DB: &str = "10.9.9.9:5432";
 pub(super) struct Records(pub(super) Mutex<HashMap<SocketAddr, CapturedFlow>>);
 
 impl CapturedFlows for Records {
-    fn take(&self, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
+    fn take(&self, _netns: u64, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
         let record = self.0.lock().unwrap().remove(&peer);
         match &record {
             Some(record) if record.program == "panics" => panic!("a test of panics"),
@@ -67,6 +67,7 @@ pub(super) fn intention(source: &str, destination: &str, action: Action) -> Inte
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         action,
+        http: false,
     }
 }
 
@@ -89,9 +90,9 @@ impl World {
         let records = Arc::new(Records::default());
         let (outbound, guard, mesh) = (local(), local(), local());
         let addresses = [&outbound, &guard, &mesh].map(|listener| listener.local_addr().unwrap());
-        let a = proxy::start(settings, state_a.clone(), records.clone(), vec![outbound], vec![]).unwrap();
-        let b =
-            proxy::start(settings, state_b.clone(), Arc::<Records>::default(), vec![], vec![guard]).unwrap();
+        let a = proxy::start(settings, state_a.clone(), records.clone(), vec![]).unwrap();
+        a.add_outbound(0, vec![outbound]).unwrap();
+        let b = proxy::start(settings, state_b.clone(), Arc::<Records>::default(), vec![guard]).unwrap();
         let program = TcpListener::from_std({
             let listener = local();
             listener.set_nonblocking(true).unwrap();

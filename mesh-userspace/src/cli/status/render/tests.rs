@@ -26,6 +26,7 @@ fn flow(program: &str, source: &str, destination: &str, state: FlowState) -> Flo
         original_dst: Some("10.0.0.2:5432".parse().unwrap()),
         instance: Some("10.0.0.2:21000".parse().unwrap()),
         state,
+        tls: None,
         bytes_sent: 1229,
         bytes_received: 3_565_158,
         age_s: 12,
@@ -206,6 +207,15 @@ fn a_programs_name_cannot_steer_the_terminal() {
     report_.flows[0].program = "\x1b]0;x\x07".into();
     report_.node = "a\x1b[31m".into();
     assert!(!report(&report_, Style::default()).contains('\x1b'));
+}
+
+#[test]
+fn tls12_is_named_and_tls13_is_not() {
+    let mut report_ = fixture();
+    report_.flows[0].tls = Some("TLS 1.3".into());
+    assert!(!report(&report_, Style::default()).contains("mTLS 1."));
+    report_.flows[0].tls = Some("TLS 1.2".into());
+    assert!(report(&report_, Style::default()).contains(" mTLS 1.2 "));
 }
 
 #[test]

@@ -13,12 +13,12 @@ use super::{
     input::{CheckBody, ReportBody},
     names,
     read::Read,
-    view::CheckView,
+    vet,
+    view::agent_check,
 };
 use crate::control_plane::embedded::{
     model::{Key, Status},
-    registration::{self, Refusal},
-    store::StoreError,
+    registration,
     topics::Topic,
 };
 
@@ -28,8 +28,9 @@ pub async fn checks(read: Read) -> Response {
         Err(error) => return error.into_response(),
     };
     read.answer(Topic::Node(node.as_str().into()), |tables| {
-        let checks = tables.checks_of_node(&node);
-        Ok(checks.map(|c| (c.id.to_string(), json!(CheckView::from(&**c)))).collect::<Map<_, _>>())
+        let viewer = read.viewer();
+        let checks = tables.checks_of_node(&node).filter(|check| viewer.sees_check(check));
+        Ok(checks.map(|c| (c.id.to_string(), json!(agent_check(c)))).collect::<Map<_, _>>())
     })
     .await
 }
@@ -41,23 +42,27 @@ pub async fn register(read: Read, Json(body): Json<CheckBody>) -> Result<(), Api
     let place = Place { node: &node, remote: (node != app.node).then_some("") };
     let check = definition::check(body, &place)?;
     let datacenter = app.datacenter.clone();
+    let caller = read.caller();
     app.store
         .write(move |txn| {
+            vet::node(&caller, &txn.tables, &node, address.as_deref())?;
+            vet::check(&caller, &txn.tables, &check.check)?;
             registration::ensure_node(txn, &node, address.as_deref(), &datacenter)?;
-            registration::put_check(txn, check)
+            Ok(registration::put_check(txn, check)?)
         })
         .await
-        .map_err(|refusal: Refusal| refusal.into())
 }
 
 /// Consul answers 200 for a check that is not there, too.
 pub async fn deregister(Path(id): Path<String>, read: Read) -> Result<(), ApiError> {
     let key = Key::new(read.node()?, &id);
+    let caller = read.caller();
     let write = read.app.store.write(move |txn| {
+        vet::known_check(&caller, &txn.tables, &key)?;
         txn.delete_check(&key);
-        Ok::<_, StoreError>(())
+        Ok(())
     });
-    Ok(write.await?)
+    write.await
 }
 
 pub async fn pass(path: Path<String>, read: Read) -> Result<(), ApiError> {
@@ -95,8 +100,12 @@ async fn report(read: &Read, id: &str, status: Status, output: String) -> Result
     let output = names::cut(output);
     // Most reports say what is known: they put the expiry off, and cost neither a write nor a wake-up.
     let of_report = key.clone();
-    let write = read.app.store.write(move |txn| registration::report(txn, &of_report, status, &output));
-    write.await.map_err(|refusal: Refusal| ApiError::from(refusal))?;
+    let caller = read.caller();
+    let write = read.app.store.write(move |txn| {
+        vet::known_check(&caller, &txn.tables, &of_report)?;
+        Ok::<_, ApiError>(registration::report(txn, &of_report, status, &output)?)
+    });
+    write.await?;
     read.app.checks.plan(&key);
     Ok(())
 }

@@ -15,13 +15,19 @@ use super::{
     read::{self, Read, with_index},
 };
 use crate::{
-    control_plane::embedded::{auth::Trusted, registration, topics::Topic},
+    control_plane::embedded::{
+        acl::{Caller, Right},
+        auth::Trusted,
+        registration,
+        topics::Topic,
+    },
     identity::SpiffeId,
     intention::Action,
 };
 
 pub async fn authorize(
     State(app): State<App>,
+    caller: Caller,
     Json(body): Json<AuthorizeBody>,
 ) -> Result<Response, ApiError> {
     let bad = |text: String| ApiError::BadRequest(format!("Bad request: {text}"));
@@ -30,12 +36,13 @@ pub async fn authorize(
     }
     names::namespace("Namespace", &body.namespace)?;
     let target = names::service("Target", &body.target)?;
+    caller.demand(Right::service_write(target.as_str()))?;
     let caller: SpiffeId = body
         .client_cert_uri
         .parse()
         .map_err(|error| bad(format!("ClientCertURI not a valid Connect identifier: {error}")))?;
     let tables = app.store.tables();
-    let decision = tables.decider().decide(&caller.service, &target);
+    let (action, by) = tables.decide(&caller.service, &target);
     // Consul leaves the trust domain to whoever verified the certificate; here a wrong one is refused as well.
     let (authorized, reason) = if caller.trust_domain != *app.issuer.trust_domain() {
         (
@@ -47,12 +54,11 @@ pub async fn authorize(
             ),
         )
     } else {
-        let by = decision.by.and_then(|rule| tables.intention(&rule.id));
         let reason = match by {
             Some(row) => format!("Matched intention: {}", registration::describe(row)),
-            None => format!("Default intention policy: {}", word(decision.action)),
+            None => format!("Default intention policy: {}", word(action)),
         };
-        (decision.action == Action::Allow, reason)
+        (action == Action::Allow, reason)
     };
     Ok(read::json(&json!({ "Authorized": authorized, "Reason": reason }), false))
 }
@@ -78,9 +84,12 @@ async fn wait_for_leaf(service: &str, read: &Read) -> Result<Response, ApiError>
     let seen = read.wait_beyond();
     let mut watch = read.app.store.topics().watch(&Topic::Leaf(service.as_str().into()));
     let mut rotations = read.app.issuer.rotations();
+    let mut acl = read.watch_acl();
     loop {
         watch.mark_unchanged();
         rotations.mark_unchanged();
+        read.renew(&read.app.store.tables())?;
+        read.demand(Right::service_write(service.as_str()))?;
         let (leaf, due) = read.app.issuer.leaf(&service).await?;
         let news = seen.is_none_or(|seen| leaf.modify_index > seen);
         if news || Instant::now() >= deadline || read.app.closing.is_cancelled() {
@@ -90,6 +99,7 @@ async fn wait_for_leaf(service: &str, read: &Read) -> Result<Response, ApiError>
             _ = watch.changed() => {}
             // A rotation makes it due sooner.
             _ = rotations.changed() => {}
+            () = acl.changed() => {}
             () = sleep_until(due.min(deadline)) => {}
             () = read.app.closing.cancelled() => {}
         }

@@ -16,6 +16,7 @@ use super::{
     read::{self, Read},
 };
 use crate::control_plane::embedded::{
+    acl::{Caller, Right},
     duration,
     issuer::{CSR_RATE, LEAF_TTL, LEAF_TTLS},
     model::Opaque,
@@ -64,6 +65,7 @@ pub async fn roots(read: Read) -> Response {
 
 pub async fn configuration(read: Read) -> Response {
     read.answer(Topic::CaConfig, |tables| {
+        read.demand(Right::OPERATOR_READ)?;
         let row = tables.ca_config();
         Ok(json!({
             "Provider": "consul",
@@ -78,7 +80,12 @@ pub async fn configuration(read: Read) -> Response {
 }
 
 /// Changes the leafs' lifetime and other parameters, and, where a key is given, the CA itself.
-pub async fn configure(State(app): State<App>, Json(body): Json<CaBody>) -> Result<(), ApiError> {
+pub async fn configure(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<CaBody>,
+) -> Result<(), ApiError> {
+    caller.demand(Right::OPERATOR_WRITE)?;
     let bad = |text: String| ApiError::BadRequest(text);
     if body.provider != "consul" {
         return Err(bad("Provider: the embedded control plane has its own CA, named \"consul\"".to_owned()));
@@ -184,7 +191,12 @@ fn refuse_where_given(app: &App) -> Result<(), ApiError> {
 }
 
 /// Extension: rotates to a new root with a new key, which is made here.
-pub async fn rotate(State(app): State<App>, read: Query<RotateQuery>) -> Result<Response, ApiError> {
+pub async fn rotate(
+    State(app): State<App>,
+    caller: Caller,
+    read: Query<RotateQuery>,
+) -> Result<Response, ApiError> {
+    caller.demand(Right::OPERATOR_WRITE)?;
     refuse_where_given(&app)?;
     let next = Next::generated(app.issuer.trust_domain(), OffsetDateTime::now_utc())?;
     let authority = app.issuer.rotate(next, None, read.force).await?;
@@ -195,8 +207,10 @@ pub async fn rotate(State(app): State<App>, read: Query<RotateQuery>) -> Result<
 pub async fn sign(
     Path(service): Path<String>,
     State(app): State<App>,
+    caller: Caller,
     Raw(csr): Raw,
 ) -> Result<Response, ApiError> {
     let service = names::service("service", &service)?;
+    caller.demand(Right::service_write(service.as_str()))?;
     Ok(read::json(&app.issuer.sign(&service, &csr).await?, false))
 }

@@ -9,12 +9,12 @@ use super::{
     body::Json,
     definition,
     input::{CatalogBody, CatalogCheck, CatalogRemoval, CatalogService},
-    names, read,
+    names, read, vet,
 };
 use crate::control_plane::embedded::{
+    acl::{Caller, Right},
     model::{Check, Connect, Key, Kind, Node, Probe, Service, Status},
     registration::{self, NewCheck, Refusal},
-    store::StoreError,
     txn::Txn,
 };
 
@@ -22,7 +22,11 @@ fn bad(text: impl Into<String>) -> ApiError {
     ApiError::BadRequest(text.into())
 }
 
-pub async fn register(State(app): State<App>, Json(body): Json<CatalogBody>) -> Result<Response, ApiError> {
+pub async fn register(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<CatalogBody>,
+) -> Result<Response, ApiError> {
     let node = node(&app, &body)?;
     let skip = body.skip_node_update;
     let name = node.name.clone();
@@ -42,20 +46,24 @@ pub async fn register(State(app): State<App>, Json(body): Json<CatalogBody>) -> 
     }
     app.store
         .write(move |txn| {
-            put_node(txn, node, skip)?;
+            put_node(txn, &caller, node, skip)?;
             if let Some(service) = service {
+                vet::service(&caller, &txn.tables, &service)?;
                 txn.put_service(service);
             }
-            checks.into_iter().try_for_each(|check| registration::put_check(txn, check))
+            for check in checks {
+                vet::check(&caller, &txn.tables, &check.check)?;
+                registration::put_check(txn, check)?;
+            }
+            Ok::<_, ApiError>(())
         })
-        .await
-        .map_err(|refusal: Refusal| ApiError::from(refusal))?;
+        .await?;
     Ok(read::json(&true, false))
 }
 
-fn put_node(txn: &mut Txn, mut node: Node, skip: bool) -> Result<(), Refusal> {
+fn put_node(txn: &mut Txn, caller: &Caller, mut node: Node, skip: bool) -> Result<(), ApiError> {
     let old = txn.tables.node(&node.name).cloned();
-    if let Some(old) = old {
+    if let Some(old) = &old {
         if skip {
             return Ok(());
         }
@@ -64,7 +72,14 @@ fn put_node(txn: &mut Txn, mut node: Node, skip: bool) -> Result<(), Refusal> {
         }
         node.tagged_addresses = node.tagged_addresses.or_else(|| old.tagged_addresses.clone());
     } else if node.address.is_empty() {
-        return Err(Refusal::NoNode(node.name.to_string()));
+        return Err(Refusal::NoNode(node.name.to_string()).into());
+    }
+    let same = |old: &Node| {
+        (&old.id, &old.address, &old.tagged_addresses, &old.meta)
+            == (&node.id, &node.address, &node.tagged_addresses, &node.meta)
+    };
+    if !old.is_some_and(|old| same(&old)) {
+        caller.demand(Right::node_write(&node.name))?;
     }
     txn.put_node(node);
     Ok(())
@@ -162,7 +177,7 @@ fn check(node: &Arc<str>, field: &str, body: CatalogCheck) -> Result<NewCheck, A
         return Err(bad(format!("{}: differs from Node", field("Node"))));
     }
     let id = if body.check_id.is_empty() { &body.name } else { &body.check_id };
-    names::id(&field("CheckID"), id)?;
+    names::check_id(&field("CheckID"), id)?;
     names::text(&field("Name"), &body.name)?;
     names::text(&field("Notes"), &body.notes)?;
     names::namespace(&field("Namespace"), &body.namespace)?;
@@ -197,6 +212,7 @@ fn check(node: &Arc<str>, field: &str, body: CatalogCheck) -> Result<NewCheck, A
 /// Removes a service, or a check, or the whole node. What is not there is no error, as with Consul.
 pub async fn deregister(
     State(app): State<App>,
+    caller: Caller,
     Json(body): Json<CatalogRemoval>,
 ) -> Result<Response, ApiError> {
     if body.node.is_empty() {
@@ -211,14 +227,25 @@ pub async fn deregister(
     }
     app.store
         .write(move |txn| {
+            // Who owns the node may remove everything on it.
+            let node = Right::node_write(&body.node);
             if whole {
+                caller.demand(node)?;
                 txn.delete_node(&body.node.as_str().into());
             } else if !body.service_id.is_empty() {
-                registration::deregister(txn, &Key::new(&body.node, &body.service_id));
+                let key = Key::new(&body.node, &body.service_id);
+                if !caller.may(node) {
+                    vet::known_service(&caller, &txn.tables, &key)?;
+                }
+                registration::deregister(txn, &key);
             } else {
-                txn.delete_check(&Key::new(&body.node, &body.check_id));
+                let key = Key::new(&body.node, &body.check_id);
+                if !caller.may(node) {
+                    vet::known_check(&caller, &txn.tables, &key)?;
+                }
+                txn.delete_check(&key);
             }
-            Ok::<_, StoreError>(())
+            Ok::<_, ApiError>(())
         })
         .await?;
     Ok(read::json(&true, false))

@@ -116,7 +116,12 @@ pub fn proxy(
     connect: &ConnectBody,
     prefix: &str,
 ) -> Result<Proxy, ApiError> {
-    let proxy = proxy.unwrap_or_default();
+    let mut proxy = proxy.unwrap_or_default();
+    for upstream in &mut proxy.upstreams {
+        if upstream.destination_type.is_empty() {
+            "service".clone_into(&mut upstream.destination_type);
+        }
+    }
     if kind == Kind::Typical {
         // Consul's clients send an empty one with everything.
         return if proxy.destination_service_name.is_empty() {
@@ -181,6 +186,9 @@ fn sidecar_of(parent: &Service, mut body: ServiceBody, place: &Place<'_>) -> Res
         body.name = format!("{}-sidecar-proxy", parent.name);
     }
     body.kind = Kind::ConnectProxy;
+    if body.address.is_empty() {
+        body.address.clone_from(&parent.address);
+    }
     if body.tags.is_empty() {
         body.tags.clone_from(&parent.tags);
     }
@@ -273,7 +281,7 @@ pub fn check(body: CheckBody, place: &Place<'_>) -> Result<NewCheck, ApiError> {
     names::namespace("Partition", &body.partition)?;
     let id = [&body.check_id, &body.id, &body.name].into_iter().find(|id| !id.is_empty());
     let id = id.expect("invariant: the name was seen to be there");
-    names::id("CheckID", id)?;
+    names::check_id("CheckID", id)?;
     if !body.service_id.is_empty() {
         names::id("ServiceID", &body.service_id)?;
     }

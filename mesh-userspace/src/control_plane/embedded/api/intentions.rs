@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{Path, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde_json::{Map, json};
 
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     control_plane::embedded::{
+        acl::{Caller, Right},
         model::IntentionRow,
         registration::{self, Refusal},
         topics::Topic,
@@ -33,7 +34,9 @@ fn bad(text: impl Into<String>) -> ApiError {
 
 pub async fn list(read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
-        Ok(tables.intentions().into_iter().map(|row| view::intention(row)).collect::<Vec<_>>())
+        let viewer = read.viewer();
+        let seen = tables.intentions().into_iter().filter(|row| viewer.sees_intention(row));
+        Ok(seen.map(|row| view::intention(row)).collect::<Vec<_>>())
     })
     .await
 }
@@ -41,16 +44,33 @@ pub async fn list(read: Read) -> Response {
 pub async fn read(Path(id): Path<String>, read: Read) -> Response {
     read.answer(Topic::Intentions, |tables| {
         uuid(&id)?;
-        Ok(view::intention(tables.intention(&id).ok_or(Refusal::NoExact)?))
+        readable(&read, tables.intention(&id).ok_or(Refusal::NoExact)?)
     })
     .await
 }
 
-pub async fn create(State(app): State<App>, Json(body): Json<IntentionBody>) -> Result<Response, ApiError> {
+fn readable(read: &Read, row: &IntentionRow) -> Result<serde_json::Value, ApiError> {
+    if !read.viewer().sees_intention(row) {
+        read.demand(Right::intention_read(&row.destination.to_string()))?;
+    }
+    Ok(view::intention(row))
+}
+
+/// An intention is its destination's: who may write it may change who reaches that service.
+fn writable(caller: &Caller, row: &IntentionRow) -> Result<(), ApiError> {
+    Ok(caller.demand(Right::intention_write(&row.destination.to_string()))?)
+}
+
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<IntentionBody>,
+) -> Result<Response, ApiError> {
     if !body.id.is_empty() {
-        return Err(bad("ID: must be empty when creating a new intention"));
+        return Err(bad("ID must be empty when creating a new intention"));
     }
     let mut row = row(body)?;
+    writable(&caller, &row)?;
     let id = uuid::Uuid::new_v4().to_string();
     row.id = id.as_str().into();
     app.store
@@ -67,6 +87,7 @@ pub async fn create(State(app): State<App>, Json(body): Json<IntentionBody>) -> 
 pub async fn update(
     Path(id): Path<String>,
     State(app): State<App>,
+    caller: Caller,
     Json(body): Json<IntentionBody>,
 ) -> Result<Response, ApiError> {
     uuid(&id)?;
@@ -79,67 +100,106 @@ pub async fn update(
     app.store
         .write(move |txn| {
             let Some(old) = txn.tables.intention(&id) else {
-                return Err(Refusal::NoIntention("modify", id));
+                return Err(Refusal::NoIntention("modify", id).into());
             };
+            writable(&caller, old)?;
+            writable(&caller, &row)?;
             row.created_at.clone_from(&old.created_at);
             row.updated_at = txn.now_text();
-            registration::put_intention(txn, row)
+            Ok::<_, ApiError>(registration::put_intention(txn, row)?)
         })
         .await?;
     Ok(read::json(&answer, false))
 }
 
-pub async fn delete(Path(id): Path<String>, State(app): State<App>) -> Result<(), ApiError> {
+pub async fn delete(
+    Path(id): Path<String>,
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<Response, ApiError> {
     uuid(&id)?;
     let write = app.store.write(move |txn| {
-        if txn.delete_intention(&id) { Ok(()) } else { Err(Refusal::NoIntention("delete", id)) }
+        let Some(row) = txn.tables.intention(&id) else {
+            return Err(Refusal::NoIntention("delete", id).into());
+        };
+        writable(&caller, row)?;
+        txn.delete_intention(&id);
+        Ok(())
     });
-    Ok(write.await?)
+    write.await.map(|()| read::json(&true, false))
 }
 
 /// The intentions that may decide for a source or a destination, by name, most precise first.
 pub async fn matching(read: Read) -> Response {
-    read.answer(Topic::Intentions, |tables| {
-        let by_source = match read.required("by")? {
-            "source" => true,
-            "destination" => false,
-            _ => return Err(bad("'by' parameter must be one of 'source' or 'destination'")),
-        };
-        read.required("name")?;
-        let names: Vec<_> = read.values("name").collect();
-        if names.len() > MAX_NAMES {
-            return Err(bad(format!("name: {} of them; {MAX_NAMES} are accepted", names.len())));
-        }
+    let (by_source, names) = match wanted_matches(&read) {
+        Ok(wanted) => wanted,
+        Err(error) => return error.into_response(),
+    };
+    let topic = if by_source { Topic::Source } else { Topic::Destination };
+    let topics: Vec<_> =
+        names.iter().map(|(_, wanted)| wanted).chain([&Pattern::Any]).cloned().map(topic).collect();
+    read.answer(topics, |tables| {
         let mut found = Map::new();
-        for name in names {
-            let wanted = pattern("name", name)?;
-            let fits = |row: &IntentionRow| {
-                let side = if by_source { &row.source } else { &row.destination };
-                *side == Pattern::Any || *side == wanted
-            };
-            let rows = tables.intentions().into_iter().filter(|row| fits(row));
-            let plain = name.strip_prefix("default/").unwrap_or(name);
-            found.insert(plain.to_owned(), rows.map(|row| view::intention(row)).collect());
+        for (name, wanted) in names {
+            read.demand(Right::intention_read(&wanted.to_string()))?;
+            let rows =
+                if by_source { tables.intentions_from(&wanted) } else { tables.intentions_to(&wanted) };
+            // Go's `null` for a list that nothing was added to.
+            let shown = (!rows.is_empty())
+                .then(|| rows.into_iter().map(|row| view::intention(row)).collect::<Vec<_>>());
+            found.insert(name, json!(shown));
         }
         Ok(found)
     })
     .await
 }
 
+/// Returns whether sources are asked for, and the names with what they mean.
+fn wanted_matches(read: &Read) -> Result<(bool, Vec<(String, Pattern)>), ApiError> {
+    let by_source = match read.required("by")? {
+        "source" => true,
+        "destination" => false,
+        _ => return Err(bad("'by' parameter must be one of 'source' or 'destination'")),
+    };
+    read.required("name")?;
+    let names: Vec<_> = read.values("name").collect();
+    if names.len() > MAX_NAMES {
+        return Err(bad(format!("name: {} of them; {MAX_NAMES} are accepted", names.len())));
+    }
+    // As Consul: under the names as they were asked for.
+    let wanted = names.into_iter().map(|name| Ok((name.to_owned(), pattern("name", name)?)));
+    Ok((by_source, wanted.collect::<Result<_, ApiError>>()?))
+}
+
 pub async fn check(read: Read) -> Response {
-    read.answer(Topic::Intentions, |tables| {
+    let wanted = || {
         let (source, destination) = (read.required("source")?, read.required("destination")?);
-        let source = exact_name("source", source)?;
-        let destination = exact_name("destination", destination)?;
-        Ok(json!({ "Allowed": tables.decider().allows(&source, &destination) }))
+        if let Some(other) = read.value("source-type").filter(|kind| *kind != "consul") {
+            return Err(bad(format!("unsupported SourceType: \"{other}\"")));
+        }
+        Ok::<_, ApiError>((exact_name("source", source)?, exact_name("destination", destination)?))
+    };
+    let (source, destination) = match wanted() {
+        Ok(wanted) => wanted,
+        Err(error) => return error.into_response(),
+    };
+    let topics = vec![Topic::Source(Pattern::Exact(source.clone())), Topic::Source(Pattern::Any)];
+    read.answer(topics, |tables| {
+        // As Consul: the answer tells no more than a connection would.
+        read.demand(Right::service_read(destination.as_str()))?;
+        let (action, _) = tables.decide(&source, &destination);
+        Ok(json!({ "Allowed": action == Action::Allow }))
     })
     .await
 }
 
 pub async fn exact(read: Read) -> Response {
-    read.answer(Topic::Intentions, |tables| {
-        let (source, destination) = pair(&read)?;
-        Ok(view::intention(tables.intention_of(&source, &destination).ok_or(Refusal::NoExact)?))
+    let (source, destination) = match pair(&read) {
+        Ok(pair) => pair,
+        Err(error) => return error.into_response(),
+    };
+    read.answer(Topic::Source(source.clone()), |tables| {
+        readable(&read, tables.intention_of(&source, &destination).ok_or(Refusal::NoExact)?)
     })
     .await
 }
@@ -158,6 +218,7 @@ pub async fn put_exact(read: Read, Json(mut body): Json<IntentionBody>) -> Resul
         }
     }
     let mut row = row(body)?;
+    writable(&read.caller(), &row)?;
     read.app
         .store
         .write(move |txn| {
@@ -174,6 +235,7 @@ pub async fn put_exact(read: Read, Json(mut body): Json<IntentionBody>) -> Resul
 
 pub async fn delete_exact(read: Read) -> Result<Response, ApiError> {
     let (source, destination) = pair(&read)?;
+    read.demand(Right::intention_write(&destination.to_string()))?;
     read.app
         .store
         .write(move |txn| {
@@ -208,9 +270,7 @@ fn exact_name(field: &str, text: &str) -> Result<ServiceName, ApiError> {
 fn uuid(id: &str) -> Result<(), ApiError> {
     match uuid::Uuid::try_parse(id) {
         Ok(_) if id.len() == 36 => Ok(()),
-        _ => Err(bad(
-            "Bad request: failed intention lookup: index error: the ID must be a UUID of 36 characters",
-        )),
+        _ => Err(bad("Bad request: failed intention lookup: index error: UUID must be 36 characters")),
     }
 }
 

@@ -38,6 +38,14 @@ pub fn id(field: &str, text: &str) -> Result<(), ApiError> {
     words(field, text, MAX_ID, "-_.:@/+~")
 }
 
+/// The id of a check: its name, where it was given none.
+pub fn check_id(field: &str, text: &str) -> Result<(), ApiError> {
+    if text.is_empty() || text.len() > MAX_ID || text.chars().any(char::is_control) {
+        return Err(bad(field, format!("accepted are 1 to {MAX_ID} bytes without control characters")));
+    }
+    Ok(())
+}
+
 fn words(field: &str, text: &str, longest: usize, signs: &str) -> Result<(), ApiError> {
     let accepted = format!(
         "accepted are 1 to {longest} of the letters a-z and A-Z, digits, and {}",

@@ -1,8 +1,15 @@
 //! Reading requests: their query parameters, and answering with an index, at once or when something has changed
 //! (Consul's blocking queries).
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
 use axum::{
     extract::{FromRef, FromRequestParts, Query},
     http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
@@ -10,10 +17,20 @@ use axum::{
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, timeout_at};
+use time::OffsetDateTime;
+use tokio::{
+    sync::watch::Receiver,
+    time::{Instant, timeout_at},
+};
 
-use super::{ApiError, App, names};
-use crate::control_plane::embedded::{duration, model::Opaque, tables::Tables, topics::Topic};
+use super::{ApiError, App, names, viewer::Viewer};
+use crate::control_plane::embedded::{
+    acl::{Caller, Right},
+    duration,
+    model::Opaque,
+    tables::Tables,
+    topics::{DependsOn, Topic},
+};
 
 /// Consul's limits for `wait`.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -25,9 +42,16 @@ const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact")
 const CONTENT_HASH: HeaderName = HeaderName::from_static("x-consul-contenthash");
 const CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
 
+/// From Consul 1.11: part of the answer was withheld, so that "nothing" need not mean that there is nothing.
+const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-by-acls");
+
 /// A request's query parameters, checked for what no endpoint supports.
 pub struct Read {
     pub app: App,
+    /// Who asks; renewed before each answer, since a token may change while its holder waits.
+    caller: ArcSwap<Caller>,
+    /// Something was left out of the answer.
+    withheld: AtomicBool,
     pairs: Vec<(String, String)>,
     /// The index that the caller has seen; waits for a later one.
     index: Option<u64>,
@@ -45,7 +69,11 @@ where
         let bad = |text: &str| ApiError::BadRequest(text.to_owned());
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
             .map_err(|error| ApiError::BadRequest(format!("Invalid query: {error}")))?;
-        let mut read = Self { app: App::from_ref(state), pairs, index: None, wait: DEFAULT_WAIT };
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let caller = ArcSwap::from_pointee(caller);
+        let withheld = AtomicBool::new(false);
+        let app = App::from_ref(state);
+        let mut read = Self { app, caller, withheld, pairs, index: None, wait: DEFAULT_WAIT };
         if let Some(index) = read.value("index") {
             read.index = Some(index.parse().map_err(|_| bad("Invalid index"))?);
         }
@@ -58,6 +86,9 @@ where
             return Err(ApiError::BadRequest(format!("No path to datacenter: this server's is `{own}`")));
         }
         names::namespace("ns", read.value("ns").unwrap_or_default())?;
+        if read.flag("stale")? && read.flag("consistent")? {
+            return Err(bad("Cannot specify ?stale with ?consistent, conflicting semantics."));
+        }
         if read.value("filter").is_some() {
             return Err(bad("filter: expressions are not supported by the embedded control plane"));
         }
@@ -66,6 +97,54 @@ where
 }
 
 impl Read {
+    /// Returns who asks, with what the token grants now.
+    pub fn caller(&self) -> Arc<Caller> {
+        self.caller.load_full()
+    }
+
+    /// Returns what the caller may see, for an answer that leaves the rest out.
+    pub fn viewer(&self) -> Viewer<'_> {
+        Viewer::new(self.caller(), &self.withheld)
+    }
+
+    /// # Errors
+    /// 403 with the name of what the caller lacks.
+    pub fn demand(&self, right: Right<'_>) -> Result<(), ApiError> {
+        Ok(self.caller.load().demand(right)?)
+    }
+
+    /// Looks the caller's token up again.
+    ///
+    /// # Errors
+    /// 403 when it is no more.
+    pub fn renew(&self, tables: &Tables) -> Result<(), ApiError> {
+        let caller = self.caller.load();
+        if caller.grant().is_some() {
+            self.caller.store(Arc::new(caller.renewed(tables.acl(), OffsetDateTime::now_utc())?));
+        }
+        Ok(())
+    }
+
+    /// Returns the index at which what the caller may see last changed; 0 for one who sees everything.
+    fn granted(&self) -> u64 {
+        self.caller.load().grant().map_or(0, |grant| grant.index)
+    }
+
+    /// Has what the caller may see changed beyond the index `seen`?
+    fn granted_beyond(&self, seen: u64) -> bool {
+        let caller = self.caller.load();
+        let Some(grant) = caller.grant() else { return false };
+        let tables = self.app.store.tables();
+        let now = tables.acl().grant(&grant.secret, OffsetDateTime::now_utc());
+        now.is_none_or(|grant| grant.index > seen)
+    }
+
+    /// Returns when any policy or token has changed; never for a caller who sees everything.
+    pub fn watch_acl(&self) -> AclWatch {
+        let caller = self.caller.load();
+        AclWatch(caller.grant().map(|_| self.app.store.topics().watch(&Topic::Acl)))
+    }
+
     /// Returns the parameter's value; `None` where it is missing or empty.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| &**value).filter(|v| !v.is_empty())
@@ -100,7 +179,12 @@ impl Read {
 
     /// Returns until when this request may wait. Up to a sixteenth is added, so that watchers do not come back at once.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + self.wait + self.wait.mul_f32(rand::random::<f32>() / 16.0)
+        let wait = self.wait + self.wait.mul_f32(rand::random::<f32>() / 16.0);
+        let caller = self.caller.load();
+        let expires = caller.grant().and_then(|grant| grant.expires);
+        let left =
+            expires.map(|at| (at - OffsetDateTime::now_utc()).max(time::Duration::ZERO).unsigned_abs());
+        Instant::now() + left.map_or(wait, |left| left.min(wait))
     }
 
     /// Returns the index to wait beyond, if the caller wants to wait. One that this store cannot have given is of
@@ -109,30 +193,45 @@ impl Read {
         self.index.filter(|index| *index > 0 && *index <= self.app.store.topics().newest())
     }
 
-    /// Waits until `topic` has moved beyond the caller's index, the time is up, or the server stops.
-    async fn wait(&self, topic: &Topic) {
+    /// Waits until what it depends on, or what the caller's token grants, has moved beyond the caller's index, the time
+    /// is up, or the server stops.
+    async fn wait(&self, on: &DependsOn) {
         let Some(seen) = self.wait_beyond() else { return };
-        let mut watch = self.app.store.topics().watch(topic);
-        let moved = watch.wait_for(|index| *index > seen);
+        let mut acl = self.watch_acl();
+        let granted = async {
+            while !self.granted_beyond(seen) {
+                acl.changed().await;
+            }
+        };
+        let moved = async {
+            tokio::select! {
+                () = self.app.store.topics().moved_beyond(on, seen) => {}
+                () = granted => {}
+            }
+        };
         // The result does not matter: the caller gets what is there.
         let _ = self.app.closing.run_until_cancelled(timeout_at(self.deadline(), moved)).await;
     }
 
-    /// Answers with what `result` makes of the tables, which depends on `topic` only.
+    /// Answers with what `result` makes of the tables, which depends on no other topics than `on`.
     pub async fn answer<T: Serialize>(
         &self,
-        topic: Topic,
+        on: impl Into<DependsOn>,
         result: impl FnOnce(&Tables) -> Result<T, ApiError>,
     ) -> Response {
-        self.wait(&topic).await;
+        let on = on.into();
+        self.wait(&on).await;
         // In this order: see `Topics`.
-        let index = self.app.store.topics().index(&topic);
+        let index = self.app.store.topics().index_of(&on);
         let tables = self.app.store.tables();
-        let mut response = match result(&tables) {
+        let mut response = match self.renew(&tables).and_then(|()| result(&tables)) {
             Ok(value) => self.json(&value),
             Err(error) => error.into_response(),
         };
-        mark(response.headers_mut(), index);
+        if self.withheld.load(Ordering::Relaxed) {
+            response.headers_mut().insert(FILTERED, HeaderValue::from_static("true"));
+        }
+        mark(response.headers_mut(), index.max(self.granted()));
         response
     }
 
@@ -145,15 +244,16 @@ impl Read {
     ) -> Response {
         let deadline = self.deadline();
         let seen = self.value("hash");
-        let mut watch = self.app.store.topics().watch(&topic);
+        let (mut watch, mut acl) = (self.app.store.topics().watch(&topic), self.watch_acl());
         loop {
             watch.mark_unchanged();
-            let mut content = match result(&self.app.store.tables()) {
+            let tables = self.app.store.tables();
+            let mut content = match self.renew(&tables).and_then(|()| result(&tables)) {
                 Ok(content) => content,
                 Err(error) => return error.into_response(),
             };
             let hash = hash_of(&content);
-            if seen != Some(&hash) || !self.woken(&mut watch, deadline).await {
+            if seen != Some(&hash) || !self.woken(&mut watch, &mut acl, deadline).await {
                 content.insert("ContentHash".to_owned(), hash.as_str().into());
                 let mut response = self.json(&content);
                 let hash = HeaderValue::try_from(hash).expect("invariant: hex digits are a header's value");
@@ -164,14 +264,34 @@ impl Read {
     }
 
     /// Waits for the topic to move; false when the time is up or the server stops.
-    async fn woken(&self, watch: &mut tokio::sync::watch::Receiver<u64>, deadline: Instant) -> bool {
-        let changed = timeout_at(deadline, watch.changed());
-        matches!(self.app.closing.run_until_cancelled(changed).await, Some(Ok(Ok(()))))
+    async fn woken(&self, watch: &mut Receiver<u64>, acl: &mut AclWatch, deadline: Instant) -> bool {
+        let changed = async {
+            tokio::select! {
+                changed = watch.changed() => changed.is_ok(),
+                () = acl.changed() => true,
+            }
+        };
+        matches!(self.app.closing.run_until_cancelled(timeout_at(deadline, changed)).await, Some(Ok(true)))
     }
 
     pub fn json(&self, value: &impl Serialize) -> Response {
         let pretty = self.pairs.iter().any(|(key, _)| key == "pretty");
         json(value, pretty)
+    }
+}
+
+/// Tells when policies or tokens change, to those whom they concern.
+pub struct AclWatch(Option<Receiver<u64>>);
+
+impl AclWatch {
+    pub async fn changed(&mut self) {
+        let gone = match &mut self.0 {
+            Some(watch) => watch.changed().await.is_err(),
+            None => true,
+        };
+        if gone {
+            std::future::pending().await
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::{App, read::Read};
+use super::{ApiError, App, read::Read};
+use crate::control_plane::embedded::{acl::Right, model::Probe};
 
 /// The version of Consul's API that this server follows; clients look at it.
 const CONSUL_VERSION: &str = "1.9.0";
@@ -24,10 +25,11 @@ pub async fn peers(read: Read) -> Response {
     read.json(&[address(&read.app)])
 }
 
-pub async fn agent_self(read: Read) -> Response {
+pub async fn agent_self(read: Read) -> Result<Response, ApiError> {
     let app = &read.app;
+    read.demand(Right::agent_read(&app.node))?;
     let id = app.store.tables().node(&app.node).map(|node| node.id.clone());
-    read.json(&json!({
+    Ok(read.json(&json!({
         "Config": {
             "Datacenter": app.datacenter,
             "NodeName": app.node,
@@ -39,14 +41,46 @@ pub async fn agent_self(read: Read) -> Response {
         },
         "DebugConfig": {},
         "Member": member(app),
-        "Meta": {},
-        "Stats": {},
+        "Meta": { "consul-network-segment": "" },
+        "Stats": stats(app),
         "xDS": Value::Null,
-    }))
+    })))
+}
+
+/// What `consul info` prints, as far as there is such a thing here: texts, as Consul has them.
+fn stats(app: &App) -> Value {
+    let tables = app.store.tables();
+    let of_kind = |wanted: fn(&Probe) -> bool| {
+        tables.checks_of_node(&app.node).filter(|check| wanted(&check.probe)).count().to_string()
+    };
+    json!({
+        "agent": {
+            "check_monitors": "0",
+            "check_ttls": of_kind(|probe| matches!(probe, Probe::Ttl { .. })),
+            "checks": of_kind(|_| true),
+            "services": tables.services_of_node(&app.node).count().to_string(),
+        },
+        "build": { "prerelease": "meshnode", "revision": "", "version": CONSUL_VERSION },
+        "consul": {
+            "acl": if app.acl { "enabled" } else { "disabled" },
+            "bootstrap": "true",
+            "known_datacenters": "1",
+            "leader": "true",
+            "leader_addr": address(app),
+            "server": "true",
+        },
+        "runtime": {
+            "arch": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
+            "cpu_count": std::thread::available_parallelism().map_or(1, usize::from).to_string(),
+            "os": "linux",
+            "version": concat!("meshnode ", env!("CARGO_PKG_VERSION")),
+        },
+    })
 }
 
 pub async fn members(read: Read) -> Response {
-    read.json(&[member(&read.app)])
+    let own = read.viewer().sees_node(&read.app.node).then(|| member(&read.app));
+    read.json(&own.as_slice())
 }
 
 fn member(app: &App) -> Value {
@@ -56,13 +90,18 @@ fn member(app: &App) -> Value {
         "Addr": app.node_address,
         "Port": SERF_PORT,
         "Tags": {
-            "acls": "0",
+            "acls": if app.acl { "1" } else { "0" },
+            "bootstrap": "1",
             "build": format!("{CONSUL_VERSION}:meshnode"),
             "dc": app.datacenter,
             "id": id,
             "port": SERVER_PORT.to_string(),
+            "raft_vsn": "3",
             "role": "consul",
             "segment": "",
+            "vsn": "2",
+            "vsn_max": "3",
+            "vsn_min": "2",
         },
         "Status": 1,
         "ProtocolMin": 1,

@@ -22,7 +22,23 @@ pub fn agent_service(service: &Service) -> Opaque {
     if !service.connect.native {
         fields.remove("Connect");
     }
+    if fields["Meta"].is_null() {
+        fields.insert("Meta".to_owned(), json!({}));
+    }
+    let upstreams = fields.get_mut("Proxy").and_then(|proxy| proxy.get_mut("Upstreams"));
+    for upstream in upstreams.and_then(serde_json::Value::as_array_mut).into_iter().flatten() {
+        let upstream = upstream.as_object_mut().expect("invariant: an upstream is an object");
+        upstream.retain(|name, value| {
+            let empty = value.is_null() || value == "";
+            !(empty && matches!(name.as_str(), "Config" | "Datacenter"))
+        });
+    }
     std::mem::take(fields)
+}
+
+/// Returns a check as its agent shows it: without indexes.
+pub fn agent_check(check: &Check) -> CheckView<'_> {
+    CheckView { create_index: 0, modify_index: 0, ..CheckView::from(check) }
 }
 
 /// A service with its node, as `/v1/catalog/service/:name` lists it.
@@ -159,7 +175,7 @@ pub fn intention(row: &IntentionRow) -> serde_json::Value {
         "DefaultAddr": "",
         "DefaultPort": 0,
         "Meta": row.meta,
-        "Precedence": row.rule().precedence(),
+        "Precedence": row.precedence(),
         "CreatedAt": row.created_at,
         "UpdatedAt": row.updated_at,
         "CreateIndex": row.create_index,

@@ -70,7 +70,7 @@ async fn the_loopback_token_stays_the_same_over_a_restart() {
     );
 }
 
-async fn send_tls(
+pub async fn send_tls(
     server: &Server,
     roots: &str,
     name: &str,

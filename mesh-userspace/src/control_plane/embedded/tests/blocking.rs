@@ -59,12 +59,48 @@ async fn a_read_is_woken_by_a_change_of_its_own_table_and_by_no_other() {
         let source = format!("web{n}");
         assert!(sleeps(&server, path, server.intention(&source, "db", "deny")).await, "{path}");
     }
-    for path in ["/v1/connect/intentions", "/v1/connect/intentions/match?by=destination&name=x"] {
+    for path in ["/v1/connect/intentions", "/v1/connect/intentions/match?by=destination&name=db"] {
         let source = format!("by-{}", path.len());
         assert!(wakes(&server, path, server.intention(&source, "db", "deny")).await, "{path}");
         assert!(sleeps(&server, path, catalog(2000 + path.len() as u16)).await, "{path}");
     }
     assert!(sleeps(&server, "/v1/connect/ca/roots", catalog(3000)).await);
+}
+
+#[tokio::test]
+async fn a_match_is_woken_by_intentions_of_its_names_and_wildcards_and_by_no_other() {
+    let server = Server::start().await;
+    let by_source = "/v1/connect/intentions/match?by=source&name=web&name=api";
+    let by_destination = "/v1/connect/intentions/match?by=destination&name=db";
+    assert!(wakes(&server, by_source, server.intention("api", "db", "allow")).await);
+    assert!(wakes(&server, by_destination, server.intention("web", "db", "allow")).await);
+    for path in [by_source, by_destination] {
+        let source = format!("other{}", path.len());
+        assert!(sleeps(&server, path, server.intention(&source, "cache", "allow")).await, "{path}");
+    }
+    assert!(sleeps(&server, by_source, server.intention("other", "db", "deny")).await);
+    assert!(sleeps(&server, by_destination, server.intention("web", "cache", "deny")).await);
+    assert!(wakes(&server, by_source, server.intention("*", "mail", "deny")).await);
+    assert!(wakes(&server, by_destination, server.intention("web", "*", "deny")).await);
+    let exact = "/v1/connect/intentions/exact?source=web&destination=db";
+    assert!(sleeps(&server, by_source, server.put("/v1/agent/service/register", DB)).await);
+    assert!(wakes(&server, by_source, server.put(exact, r#"{"Action":"deny"}"#)).await);
+    assert!(wakes(&server, by_destination, server.send("DELETE", exact, "")).await);
+}
+
+#[tokio::test]
+async fn the_list_of_services_is_woken_by_new_names_and_tags_and_not_by_another_instance() {
+    let server = Server::start().await;
+    server.put("/v1/agent/service/register", DB).await;
+    let list = "/v1/catalog/services";
+    let register = |body: &'static str| server.put("/v1/agent/service/register", body);
+    assert!(sleeps(&server, list, register(r#"{"Name":"db","ID":"db2","Port":1}"#)).await);
+    assert!(sleeps(&server, list, register(r#"{"Name":"db","ID":"db2","Port":2}"#)).await);
+    assert!(wakes(&server, list, register(r#"{"Name":"db","ID":"db2","Tags":["new"]}"#)).await);
+    assert_eq!(server.get(list).await.json()["db"], serde_json::json!(["new"]));
+    assert!(wakes(&server, list, server.put("/v1/agent/service/deregister/db2", "")).await);
+    assert!(wakes(&server, list, server.put("/v1/agent/service/deregister/db", "")).await);
+    assert!(server.get(list).await.json().as_object().unwrap().is_empty());
 }
 
 #[tokio::test]

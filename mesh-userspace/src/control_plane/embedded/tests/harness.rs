@@ -33,6 +33,7 @@ pub fn settings(dir: &Path) -> Settings {
         state_dir: dir.join("state"),
         default_policy: Action::Deny,
         leaf_ttl: Duration::from_secs(72 * 3600),
+        acl: false,
         trust_domain: None,
         listen_tcp: Some("127.0.0.1:0".parse().unwrap()),
         unix_socket: Some(dir.join("api.sock")),

@@ -1,0 +1,192 @@
+//! Listeners in the network namespaces of workloads (containers, `ip netns`), there as long as a workload's process is.
+//!
+//! Which namespace a process is in, and the way into it, take capabilities that the daemon drops; [`Visitor`] is one
+//! thread that keeps them and does nothing else. A socket keeps its namespace alive, so the listeners are closed when
+//! the last of the workloads' processes is gone.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use mesh_common::map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    kernel::Kernel,
+    visitor::{Opened, Visitor},
+};
+use crate::proxy::ProxyHandle;
+
+/// How often one looks without having been told: nothing tells that a process left a namespace.
+const LOOK: Duration = Duration::from_secs(5);
+/// Causes that come together are dealt with together; a visit that takes long is followed by a pause ten times as long.
+const PAUSE: Duration = Duration::from_millis(5);
+/// A namespace that could not be served is tried again after this.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// The namespaces that are served, by their inode number (as in `net:[4026531840]`).
+#[derive(Clone, Default)]
+pub struct Served(Arc<Mutex<BTreeMap<u64, Namespace>>>);
+
+struct Namespace {
+    cookie: u64,
+    listeners: Vec<SocketAddr>,
+}
+
+impl Served {
+    /// Role and address of each listener.
+    pub fn list(&self) -> Vec<(String, String)> {
+        let all = self.lock();
+        let each = all.iter().flat_map(|(inode, namespace)| {
+            namespace.listeners.iter().map(move |at| (format!("outbound net:[{inode}]"), at.to_string()))
+        });
+        each.collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Namespace>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps listeners in exactly the namespaces that workloads are in; runs until dropped.
+pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, served: Served) -> io::Result<()> {
+    let mut starts = Starts::new()?;
+    if let Err(error) = kernel.lock().serve_no_namespace() {
+        tracing::error!(%error, "cannot forget the network namespaces of the daemon before");
+    }
+    let mut failed: HashMap<u64, Instant> = HashMap::new();
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = kernel.namespaces_wanted() => {}
+            started = starts.readable() => started?,
+            _ = tick.tick() => {}
+        }
+        let cgroups = kernel.lock().workload_cgroups();
+        starts.watch(&cgroups);
+        let started = Instant::now();
+        failed.retain(|_, at| at.elapsed() < RETRY);
+        let known: HashSet<u64> = served.lock().keys().chain(failed.keys()).copied().collect();
+        let Some(visit) = visitor.visit(cgroups, known).await else {
+            return Err(io::Error::other("the thread that enters network namespaces has ended"));
+        };
+        for opened in visit.opened {
+            let inode = opened.inode;
+            if let Err(error) = add(&kernel, proxy, &served, opened) {
+                refuse(&mut failed, inode, &error);
+            }
+        }
+        for (inode, error) in visit.failed {
+            refuse(&mut failed, inode, &error);
+        }
+        // `status` takes the kernel's lock and then this one, so that both must not be held here.
+        let gone: Vec<_> = served.lock().extract_if(.., |inode, _| !visit.present.contains(inode)).collect();
+        for (inode, namespace) in gone {
+            remove(&kernel, proxy, namespace.cookie);
+            tracing::info!(namespace = inode, "a network namespace without workloads is left");
+        }
+        sleep(PAUSE.max(started.elapsed() * 10)).await;
+    }
+}
+
+/// Notes that a namespace is not served for now.
+fn refuse(failed: &mut HashMap<u64, Instant>, inode: u64, error: &dyn std::fmt::Display) {
+    tracing::error!(
+        namespace = inode,
+        %error,
+        retry_s = RETRY.as_secs(),
+        "cannot listen in a workload's network namespace: what would be captured in it is denied"
+    );
+    failed.insert(inode, Instant::now());
+}
+
+fn add(kernel: &Kernel, proxy: &ProxyHandle, served: &Served, opened: Opened) -> anyhow::Result<()> {
+    let Opened { inode, cookie, sockets } = opened;
+    let listeners = serve(kernel, proxy, cookie, sockets).inspect_err(|_| remove(kernel, proxy, cookie))?;
+    tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
+    served.lock().insert(inode, Namespace { cookie, listeners });
+    Ok(())
+}
+
+fn serve(
+    kernel: &Kernel,
+    proxy: &ProxyHandle,
+    cookie: u64,
+    sockets: Vec<TcpListener>,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    let listeners = sockets.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    {
+        let mut engine = kernel.lock();
+        for (socket, at) in sockets.iter().zip(&listeners) {
+            let role = if at.is_ipv4() { LISTENER_OUTBOUND4 } else { LISTENER_OUTBOUND6 };
+            engine.set_listener(cookie, role, socket)?;
+        }
+        engine.set_served(cookie, true)?;
+    }
+    proxy.add_outbound(cookie, sockets)?;
+    Ok(listeners)
+}
+
+fn remove(kernel: &Kernel, proxy: &ProxyHandle, cookie: u64) {
+    proxy.remove_outbound(cookie);
+    if let Err(error) = kernel.lock().set_served(cookie, false) {
+        tracing::error!(%error, "cannot forget a network namespace");
+    }
+}
+
+/// Tells when a workload's cgroup gets its first process, as a container's does when it starts.
+struct Starts {
+    inotify: AsyncFd<Inotify>,
+    watched: HashMap<PathBuf, WatchDescriptor>,
+}
+
+impl Starts {
+    fn new() -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        // SAFETY: the registration owns the descriptor.
+        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
+        Ok(Self { inotify, watched: HashMap::new() })
+    }
+
+    /// Watches exactly `cgroups`.
+    fn watch(&mut self, cgroups: &[PathBuf]) {
+        let mut watches = self.inotify.get_ref().watches();
+        self.watched.retain(|path, wd| {
+            let stays = cgroups.contains(path);
+            if !stays {
+                // The kernel took it away with the cgroup.
+                let _ = watches.remove(wd.clone());
+            }
+            stays
+        });
+        for path in cgroups.iter().filter(|path| !self.watched.contains_key(*path)).collect::<Vec<_>>() {
+            // A cgroup that is gone; the next look does without. Too many watches: the look every few seconds remains.
+            if let Ok(wd) = watches.add(path.join("cgroup.events"), WatchMask::MODIFY) {
+                self.watched.insert(path.clone(), wd);
+            }
+        }
+    }
+
+    async fn readable(&mut self) -> io::Result<()> {
+        let mut ready = self.inotify.readable_mut().await?;
+        let mut buffer = [0; 4096];
+        while let Ok(events) = ready.get_inner_mut().read_events(&mut buffer) {
+            for event in events.filter(|event| event.mask.contains(EventMask::IGNORED)) {
+                // The cgroup is gone; another one of the same path is watched anew.
+                self.watched.retain(|_, wd| *wd != event.wd);
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}
