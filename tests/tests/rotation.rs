@@ -439,7 +439,7 @@ fn a_given_intermediate_signs_and_new_files_are_a_rotation_at_reload() {
     scene.sections = "[control_plane.embedded.ca]\ncert_file = \"/etc/meshnode/ca.pem\"\n\
          chain_file = \"/etc/meshnode/chain.pem\"\nkey_file = \"/etc/meshnode/ca.key\"\n"
         .to_owned();
-    let net = mesh_tests::net::Network::with(scene.options.clone());
+    let net = mesh_tests::net::Network::with(scene.options);
     let (a, b) = (net.host("a"), net.host("b"));
     let first = give_ca(&a, "first");
     let mesh = scene.start_on(net, a, b);

@@ -111,25 +111,31 @@ fn ca(roots: &[u8], now: OffsetDateTime) -> Option<Finding> {
     let answer: serde_json::Value = serde_json::from_slice(roots).ok()?;
     let active = answer["Roots"].as_array()?.iter().find(|root| root["Active"] == true)?;
     let chain = active["IntermediateCerts"].as_array().into_iter().flatten();
-    // What older roots say of this one ends early by design, and no later than they are needed.
-    let given = active["Name"] != "meshnode CA Root Cert";
-    let certs = std::iter::once(&active["RootCert"]).chain(chain.filter(|_| given));
-    let ends = certs.filter_map(|pem| validity(pem.as_str()?));
-    let (from, until) = ends.min_by_key(|(_, until)| *until)?;
+    let mut seen = Vec::new();
+    let mut ends = Vec::new();
+    for pem in std::iter::once(&active["RootCert"]).chain(chain) {
+        let der = CertificateDer::from_pem_slice(pem.as_str()?.as_bytes()).ok()?;
+        let (_, cert) = x509_parser::parse_x509_certificate(&der).ok()?;
+        // A second certificate for a name is an older root's word for it, which ends early by design.
+        if !seen.contains(&cert.subject().as_raw().to_vec()) {
+            seen.push(cert.subject().as_raw().to_vec());
+            let validity = cert.validity();
+            ends.push((validity.not_before.to_datetime(), validity.not_after.to_datetime()));
+        }
+    }
+    let (from, until) = ends.into_iter().min_by_key(|(_, until)| *until)?;
     let (life, left) = (until - from, until - now);
     let soon: time::Duration = (life / 10_i32).min(time::Duration::days(30));
     Some(if left > soon {
-        Finding::ok(CHECK, format!("its certificates are valid until {until}"))
+        Finding::ok(CHECK, format!("its certificates are valid until {}", until.date()))
     } else {
         let fix = "`meshnode ca rotate`; a given intermediate: new files, then `meshnode reload`";
-        Finding::warn(CHECK, format!("a certificate of it expires at {until}, and no leaf lives longer"), fix)
+        Finding::warn(
+            CHECK,
+            format!("a certificate of it expires on {}, and no leaf lives longer", until.date()),
+            fix,
+        )
     })
-}
-
-fn validity(pem: &str) -> Option<(OffsetDateTime, OffsetDateTime)> {
-    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
-    let (_, cert) = x509_parser::parse_x509_certificate(&der).ok()?;
-    Some((cert.validity().not_before.to_datetime(), cert.validity().not_after.to_datetime()))
 }
 
 #[cfg(test)]

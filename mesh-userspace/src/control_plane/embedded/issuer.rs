@@ -284,7 +284,10 @@ fn expiry_warning(authority: &Authority, leaf_ttl: Duration, now: OffsetDateTime
             "put a new one into the files of [control_plane.embedded.ca], then `meshnode reload`",
         )
     };
-    Some(format!("the CA's {what} certificate expires at {until}, and no leaf lives longer: {fix}"))
+    Some(format!(
+        "the CA's {what} certificate expires at {}, and no leaf lives longer: {fix}",
+        rotation::text(until)
+    ))
 }
 
 /// Returns after what part of its life a leaf is renewed; `draw` is from 0 to 1.

@@ -233,7 +233,7 @@ fn forget_key(state_dir: &Path, root_id: &str) {
     }
 }
 
-fn text(time: OffsetDateTime) -> String {
+pub fn text(time: OffsetDateTime) -> String {
     let time = time.replace_nanosecond(0).expect("invariant: 0 is a nanosecond");
     time.format(&Rfc3339).expect("invariant: a time of this era has an RFC 3339 form")
 }

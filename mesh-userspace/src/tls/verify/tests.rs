@@ -122,8 +122,12 @@ fn a_leaf_of_a_new_root_is_believed_with_the_old_roots_word_and_not_without() {
         testing_verify(knows.roots(), &chain).map(|id| id.to_string())
     };
     let word = old.vouch_for(&new, None);
-    assert_eq!(believed(&old, &[word.clone()]), Ok(web().id));
-    assert_eq!(believed(&new, &[word.clone()]), Ok(web().id), "a word that is not needed does no harm");
+    assert_eq!(believed(&old, std::slice::from_ref(&word)), Ok(web().id));
+    assert_eq!(
+        believed(&new, std::slice::from_ref(&word)),
+        Ok(web().id),
+        "a word that is not needed does no harm"
+    );
     for (knows, word) in
         [(&old, vec![]), (&stranger, vec![word]), (&old, vec![stranger.vouch_for(&new, None)])]
     {

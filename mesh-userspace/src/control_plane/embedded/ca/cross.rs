@@ -101,7 +101,15 @@ impl Authority {
         let algorithms = crate::tls::provider().signature_verification_algorithms;
         for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
             first
-                .verify_for_usage(algorithms.all, &[anchor.clone()], &chain[1..], at, usage, None, None)
+                .verify_for_usage(
+                    algorithms.all,
+                    std::slice::from_ref(&anchor),
+                    &chain[1..],
+                    at,
+                    usage,
+                    None,
+                    None,
+                )
                 .map_err(unusable)?;
         }
         Ok(())

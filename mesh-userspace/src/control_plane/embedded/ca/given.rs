@@ -51,7 +51,8 @@ fn check(
             return Err(CaError::Validity { subject, from: rfc3339(from), until: rfc3339(until) });
         }
         let expected = format!("spiffe://{trust_domain}");
-        for found in uris(&cert).into_iter().filter(|uri| uri.starts_with("spiffe:") && *uri != expected) {
+        let foreign = |uri: &String| uri.starts_with("spiffe:") && *uri != expected;
+        if let Some(found) = uris(&cert).into_iter().find(foreign) {
             return Err(CaError::TrustDomain { subject: cert.subject().to_string(), found, expected });
         }
         let self_issued = cert.subject().as_raw() == cert.issuer().as_raw();
