@@ -2,6 +2,7 @@
 
 mod acl;
 mod admin;
+mod ca;
 mod config_check;
 mod doctor;
 mod exec;
@@ -86,6 +87,9 @@ pub enum Command {
     /// Create, list, delete or check intentions: who may connect to whom
     #[command(subcommand)]
     Intention(intention::IntentionCommand),
+    /// Show and rotate the certificate authority
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Register or list services
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -149,6 +153,7 @@ where
         }
         Command::Status(args) => block_on(status::run(&global, &args)),
         Command::Intention(command) => block_on(intention::run(&global, command)),
+        Command::Ca(command) => block_on(ca::run(&global, command)),
         Command::Service(command) => block_on(service::run(&global, command)),
         Command::Acl(command) => block_on(acl::run(&global, command)),
         Command::Exec(args) => exec::run(&global, &args),

@@ -28,7 +28,7 @@ pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
 pub use value::{PortRange, format_duration, parse_duration};
 
 use crate::{
-    control_plane::ApiAccess,
+    control_plane::{ApiAccess, embedded::CaFiles},
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
@@ -119,6 +119,8 @@ pub struct Embedded {
     /// `None`: generated once.
     pub trust_domain: Option<TrustDomain>,
     pub expose: Option<Expose>,
+    /// `None`: a CA that the embedded server makes itself.
+    pub ca: Option<CaFiles>,
 }
 
 /// How the embedded server serves other hosts, always with TLS.
@@ -283,6 +285,7 @@ impl Default for Embedded {
             acl: false,
             trust_domain: None,
             expose: None,
+            ca: None,
         }
     }
 }

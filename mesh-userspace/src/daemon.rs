@@ -38,8 +38,11 @@ use crate::{
         AdminBackend, AdminError, AdminServer, Answer, CutReport, CutRequest, ExecTicket, ReloadReport,
         StatusReport,
     },
-    config::{Config, SameHost},
-    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, Watched, embedded::Embedded},
+    config::{Config, ControlPlane, SameHost},
+    control_plane::{
+        LocalService, Status as SyncStatus, Sync, SyncHandle, Watched,
+        embedded::{CheckedCa, Embedded},
+    },
     datapath::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
@@ -135,7 +138,7 @@ pub struct Daemon {
     kernel: Kernel,
     proxy: ProxyHandle,
     sync: Mutex<Option<SyncHandle>>,
-    embedded: Mutex<Option<Embedded>>,
+    embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
@@ -191,7 +194,7 @@ impl Daemon {
             kernel,
             proxy,
             sync: Mutex::new(Some(sync)),
-            embedded: Mutex::new(embedded),
+            embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
             announce,
             listeners,
@@ -307,6 +310,7 @@ impl Daemon {
         let old = self.config.load_full();
         old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
         let system = |e: &dyn std::fmt::Display| AdminError::System(e.to_string());
+        let (embedded, ca) = self.given_ca(&new)?;
         for service in &new.services {
             self.governed.make(&services::exec_cgroup(&service.name)).map_err(|e| system(&e))?;
         }
@@ -323,6 +327,9 @@ impl Daemon {
             self.kernel.lock().configure(services::kernel_view(&new), rules);
             self.announce.send_replace(Arc::new(services.announced(&new, &self.advertised)));
         }
+        if let (Some(embedded), Some(ca)) = (embedded, ca) {
+            embedded.use_ca(ca).await.map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
+        }
         if old.log != new.log {
             self.telemetry.set_filter(&new.log).map_err(|e| system(&e))?;
         }
@@ -331,6 +338,27 @@ impl Daemon {
         self.kernel.want_namespaces();
         tracing::info!(?changes, "the configuration was read again");
         Ok(ReloadReport { changes })
+    }
+}
+
+impl Daemon {
+    fn embedded(&self) -> Option<Arc<Embedded>> {
+        self.embedded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the embedded server with the CA that `new` gives it, read and checked.
+    fn given_ca(&self, new: &Config) -> Result<(Option<Arc<Embedded>>, Option<CheckedCa>), AdminError> {
+        let embedded = self.embedded();
+        let files = match &new.control_plane {
+            ControlPlane::Embedded(settings) => settings.ca.as_ref(),
+            _ => None,
+        };
+        let checked = match (&embedded, files) {
+            (Some(embedded), Some(files)) => Some(embedded.check_ca(files)),
+            _ => None,
+        };
+        let checked = checked.transpose().map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
+        Ok((embedded, checked))
     }
 }
 

@@ -15,6 +15,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use configs::{Client, ConfigError, TlsConfigs};
 pub use peer_error::{PeerError, refusal};
+#[cfg(test)]
+pub(crate) use verify::testing_verify;
 pub use verify::{peer_id, spiffe_id};
 
 /// Returns the one crypto provider of the process: aws-lc-rs, with AES-128-GCM offered before AES-256-GCM.

@@ -183,6 +183,7 @@ impl ControlPlane {
             listen_tcp: None,
             unix_socket: Some(dir.path().join("api.sock")),
             expose: None,
+            ca: None,
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

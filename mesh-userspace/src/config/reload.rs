@@ -1,4 +1,4 @@
-//! What SIGHUP may change: services, exemptions, the log filter, the drain deadline. All else is
+//! What SIGHUP may change: services, exemptions, a given CA, the log filter, the drain deadline. All else is
 //! bound to things that live as long as the daemon: listeners, pins, the store, the control-plane session.
 
 use super::{Config, ControlPlane, Embedded};
@@ -77,5 +77,7 @@ fn embedded_changes(old: &Embedded, new: &Embedded) -> Vec<(&'static str, bool)>
         ("embedded.acl", old.acl != new.acl),
         ("embedded.trust_domain", old.trust_domain != new.trust_domain),
         ("embedded.expose", old.expose != new.expose),
+        // Its files are read again at each reload; without the section there would be no key to go on with.
+        ("embedded.ca", old.ca.is_some() && new.ca.is_none()),
     ]
 }

@@ -10,8 +10,9 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AddressConfig, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption, Expose,
-    GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector, ServiceConfig,
+    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption,
+    Expose, GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector,
+    ServiceConfig,
     document::{Document, Section},
     error::{Located, Location},
     rules,
@@ -295,6 +296,7 @@ fn embedded_server(
         });
     let acl = section.boolean("acl").is_some_and(|acl| acl.value);
     let expose = expose(section.section("expose"), acl, claims);
+    let ca = ca_files(section.section("ca"));
     section.finish();
     Embedded {
         listen,
@@ -303,7 +305,26 @@ fn embedded_server(
         acl,
         trust_domain: trust_domain.map(|domain| domain.value),
         expose,
+        ca,
     }
+}
+
+fn ca_files(section: Section<'_>) -> Option<CaFiles> {
+    let cert_file = section.text("cert_file", PATH, absolute);
+    let chain_file = section.text("chain_file", PATH, absolute);
+    let key_file = section.text("key_file", PATH, absolute);
+    let force = section.boolean("force_without_cross_signing").is_some_and(|force| force.value);
+    if section.is_present() {
+        if cert_file.is_none() && !section.has("cert_file") {
+            section.missing("cert_file", "the path of the CA certificate that signs, in PEM");
+        }
+        if key_file.is_none() && !section.has("key_file") {
+            section.missing("key_file", "the path of its private key, in PEM");
+        }
+    }
+    section.finish();
+    let chain_file = chain_file.map(|file| file.value);
+    Some(CaFiles { cert_file: cert_file?.value, chain_file, key_file: key_file?.value, force })
 }
 
 fn expose(section: Section<'_>, acl: bool, claims: &mut rules::Claims<'_>) -> Option<Expose> {

@@ -89,6 +89,13 @@ impl Cache {
         }
     }
 
+    /// Returns the services whose leafs are on disk.
+    pub fn leafs(&self) -> Vec<crate::identity::ServiceName> {
+        let Ok(entries) = fs::read_dir(self.dir.join("leafs")) else { return Vec::new() };
+        let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
+        entries.flatten().filter_map(name).collect()
+    }
+
     /// Returns `item` with the time when it was saved; `None` when it is not there or cannot be used, which is logged.
     pub fn load<T: DeserializeOwned>(&self, item: &Item) -> Option<(T, SystemTime)> {
         match self.read(item) {

@@ -19,6 +19,8 @@ mod model;
 mod ordered;
 mod persist;
 mod registration;
+mod retirement;
+mod rotation;
 mod schedule;
 mod store;
 mod tables;
@@ -31,7 +33,7 @@ use std::{
     fs::File,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -44,6 +46,7 @@ use self::{
     checks::Checks,
     issuer::{LEAF_TTLS, LeafIssuer},
     listen::Doorkeeper,
+    rotation::{Next, RotateError},
     store::{Store, StoreError},
 };
 pub use self::{api_tls::ApiTlsError, files::FileError, listen::ListenError};
@@ -80,6 +83,20 @@ pub struct Settings {
     /// Made with mode 0600.
     pub unix_socket: Option<PathBuf>,
     pub expose: Option<Expose>,
+    /// `None`: a CA of its own.
+    pub ca: Option<CaFiles>,
+}
+
+/// A CA that the operator gives; PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaFiles {
+    /// The certificate that signs; others of the chain may follow.
+    pub cert_file: PathBuf,
+    /// The rest of the chain, the root last.
+    pub chain_file: Option<PathBuf>,
+    pub key_file: PathBuf,
+    /// Rotate to it also where the CA before cannot cross-sign it.
+    pub force: bool,
 }
 
 /// The door for other hosts: TLS and a token.
@@ -135,6 +152,8 @@ pub enum EmbeddedError {
     NoKey(PathBuf),
     #[error("CA: {0}")]
     Ca(String),
+    #[error("CA: {}: {source}", path.display())]
+    CaFile { path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Tls(#[from] ApiTlsError),
     #[error("{0}")]
@@ -149,16 +168,33 @@ impl From<CaError> for EmbeddedError {
     }
 }
 
+impl From<RotateError> for EmbeddedError {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::Ca(error) => error.into(),
+            RotateError::File(error) => error.into(),
+            RotateError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// A CA that was read from files and checked.
+pub struct CheckedCa {
+    next: Next,
+    force: bool,
+}
+
 /// The running server.
 pub struct Embedded {
     store: Arc<Store>,
+    issuer: Arc<LeafIssuer>,
     local_addr: Option<SocketAddr>,
     expose_addr: Option<SocketAddr>,
     unix_socket: Option<PathBuf>,
     tracker: TaskTracker,
     closing: CancellationToken,
     /// Held as long as the store is in use.
-    _lock: File,
+    lock: Mutex<Option<File>>,
 }
 
 impl Embedded {
@@ -178,11 +214,12 @@ impl Embedded {
         let (trust_domain, authority) = bootstrap::bootstrap(&store, &settings).await?;
         let (tracker, closing) = (TaskTracker::new(), CancellationToken::new());
         let checks = Checks::new(store.clone(), min_reap);
-        let issuer = LeafIssuer::new(store.clone(), authority, trust_domain, settings.datacenter.clone());
+        let (dc, dir) = (settings.datacenter.clone(), settings.state_dir.clone());
+        let issuer = Arc::new(LeafIssuer::new(store.clone(), authority, trust_domain, dc, dir));
         let app = App::new(Shared {
             store: store.clone(),
             checks: checks.clone(),
-            issuer,
+            issuer: issuer.clone(),
             node: settings.node.clone(),
             node_address: settings.node_address.to_string(),
             datacenter: settings.datacenter.clone(),
@@ -192,9 +229,44 @@ impl Embedded {
         let doorkeeper = Doorkeeper { tracker: tracker.clone(), closing: closing.clone() };
         let doors = Doors::open(&settings, &app, &doorkeeper).await?;
         tracker.spawn(checks.run(written, tracker.clone(), closing.clone()));
+        tracker.spawn(retirement::run(issuer.clone(), closing.clone()));
         let Doors { local_addr, expose_addr, unix_socket, serving } = doors;
         serving.into_iter().for_each(|door| drop(tracker.spawn(door)));
-        Ok(Self { store, local_addr, expose_addr, unix_socket, tracker, closing, _lock: lock })
+        Ok(Self {
+            store,
+            issuer,
+            local_addr,
+            expose_addr,
+            unix_socket,
+            tracker,
+            closing,
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// Reads and checks a CA; it signs once it is given to [`use_ca`](Self::use_ca).
+    pub fn check_ca(&self, files: &CaFiles) -> Result<CheckedCa, EmbeddedError> {
+        let next = bootstrap::read(self.issuer.trust_domain(), files)?;
+        if !files.force {
+            self.issuer.can_rotate(&next)?;
+        }
+        Ok(CheckedCa { next, force: files.force })
+    }
+
+    /// Lets a CA sign from now on: a rotation, unless it has the same root as the present one.
+    pub async fn use_ca(&self, ca: CheckedCa) -> Result<(), EmbeddedError> {
+        self.issuer.rotate(ca.next, None, ca.force).await?;
+        Ok(())
+    }
+
+    /// Returns what the operator should know of the CA, if there is something.
+    pub fn ca_warning(&self) -> Option<String> {
+        self.issuer.warning(time::OffsetDateTime::now_utc())
+    }
+
+    #[cfg(test)]
+    fn issuer_for_test(&self) -> Arc<LeafIssuer> {
+        self.issuer.clone()
     }
 
     /// Returns the loopback port's address.
@@ -208,7 +280,7 @@ impl Embedded {
     }
 
     /// Answers those who wait, ends all connections, and closes the store.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(&self) {
         self.closing.cancel();
         self.tracker.close();
         self.tracker.wait().await;
@@ -220,6 +292,7 @@ impl Embedded {
             // Left behind it would do no harm: the next start replaces it.
             let _ = std::fs::remove_file(path);
         }
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

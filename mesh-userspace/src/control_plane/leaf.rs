@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
@@ -35,6 +35,10 @@ use crate::identity::{Leaf, ServiceName, SpiffeError, SpiffeId, TrustDomain};
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Renewals after a root's rotation are spread over this, so that a CA is not asked by all hosts at once.
 const ROTATION_SPREAD: Duration = Duration::from_secs(3);
+
+/// So long the control plane must have refused a leaf, and nothing else, before the service loses the one it has: a
+/// token that is being replaced is no revocation.
+const REFUSED: Duration = Duration::from_secs(15);
 
 /// Why a leaf cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +145,12 @@ pub(super) fn load(
 ) -> HashMap<ServiceName, (Leaf, Stored)> {
     let trust_domain = shared.state.load().roots.as_ref().map(|roots| roots.trust_domain.clone());
     let mut found = HashMap::new();
+    // Keys of services that left while no daemon ran.
+    for name in shared.stored.leafs() {
+        if !local.iter().any(|service| service.name == name) {
+            shared.cache.remove(Item::Leaf(name));
+        }
+    }
     for service in local {
         let Some((stored, _)) = shared.stored.load::<Stored>(&Item::Leaf(service.name.clone())) else {
             continue;
@@ -162,14 +172,16 @@ pub(super) async fn follow(
     let mut keepers: HashMap<ServiceName, AbortOnDropHandle<()>> = HashMap::new();
     loop {
         let services = Arc::clone(&local.borrow_and_update());
-        keepers.retain(|name, _| {
-            let stays = services.iter().any(|s| s.name == *name);
-            if !stays {
-                shared.state.update(|mesh| drop(mesh.leafs.remove(name)));
-                shared.cache.remove(Item::Leaf(name.clone()));
+        let left: Vec<_> =
+            keepers.keys().filter(|name| !services.iter().any(|s| s.name == **name)).cloned().collect();
+        for name in left {
+            if let Some(keeper) = keepers.remove(&name) {
+                keeper.abort();
+                // Its end, since it may be about to install a leaf. Cancelled is what was asked for.
+                let _ = keeper.await;
             }
-            stays
-        });
+            forget(&shared, &name);
+        }
         for service in services.iter() {
             keepers.entry(service.name.clone()).or_insert_with(|| {
                 let (shared, name) = (Arc::clone(&shared), service.name.clone());
@@ -186,11 +198,43 @@ pub(super) async fn follow(
     }
 }
 
+/// Takes the leaf of a service out of memory and disk; the proxy then cuts the service's flows.
+fn forget(shared: &Shared, name: &ServiceName) {
+    if shared.state.load().leafs.contains_key(name) {
+        shared.state.update(|mesh| drop(mesh.leafs.remove(name)));
+    }
+    shared.cache.remove(Item::Leaf(name.clone()));
+}
+
+/// Takes the leaf away once the control plane has refused it for [`REFUSED`]: whoever runs here may be this service no
+/// more. A service that is let in again gets a new one.
+fn forget_refused(shared: &Shared, name: &ServiceName) {
+    let refused = shared.link.refused_for(&Part::Leaf(name.clone()));
+    if refused.is_some_and(|refused| refused >= REFUSED) && shared.state.load().leafs.contains_key(name) {
+        tracing::error!(
+            service = %name,
+            "the control plane refuses this service a certificate: the one it had is dropped, its flows are cut"
+        );
+        forget(shared, name);
+    }
+}
+
+/// Returns what `done` returns; meanwhile takes the leaf away if the control plane refuses it.
+async fn while_refused<T>(shared: &Shared, name: &ServiceName, done: impl Future<Output = T>) -> T {
+    tokio::pin!(done);
+    loop {
+        tokio::select! {
+            value = &mut done => return value,
+            () = tokio::time::sleep(REFUSED / 10) => forget_refused(shared, name),
+        }
+    }
+}
+
 /// Says in the log, once for each leaf, when it should have been renewed long ago and when it has expired, for ever.
 ///
 /// An expired leaf stays where it is: new connections are refused because of it, and what is open goes on, as it was
 /// authenticated when it was opened and an outage stops nothing that runs. Only a service that the control plane
-/// refuses a leaf loses it, and its flows with it.
+/// refuses a leaf loses it, and its flows with it (`forget_refused`).
 pub(super) async fn watch_expiry(shared: Arc<Shared>) {
     let mut said: HashMap<(ServiceName, String), Life> = HashMap::new();
     loop {
@@ -203,17 +247,8 @@ pub(super) async fn watch_expiry(shared: Arc<Shared>) {
             if let Some(change) = [late_at(&leaf), leaf.not_after].into_iter().find(|at| *at > now) {
                 next = next.min(change);
             }
-            let forbidden = life == Life::Expired && shared.link.leaf_is_forbidden(&name);
             if said.insert((name.clone(), leaf.serial.clone()), life) != Some(life) {
                 tell(&shared, &name, &leaf, life, now);
-            }
-            if forbidden {
-                tracing::error!(service = %name, "the control plane refuses it a certificate, and its last one has expired: its connections are cut");
-                shared.state.update(|mesh| {
-                    if mesh.leafs.get(&name).is_some_and(|held| held.serial == leaf.serial) {
-                        mesh.leafs.remove(&name);
-                    }
-                });
             }
         }
         tokio::time::sleep(next.duration_since(now).unwrap_or_default().max(Duration::from_millis(100)))
@@ -265,7 +300,7 @@ async fn follow_agent(shared: Arc<Shared>, name: ServiceName) {
     let mut watch =
         Watch::new(&shared.client, &shared.link, Part::Leaf(name.clone()), path.clone(), Permits::Always);
     loop {
-        let answer: LeafAnswer = watch.next().await;
+        let answer: LeafAnswer = while_refused(&shared, &name, watch.next()).await;
         let now = SystemTime::now();
         match leaf(&answer.cert_pem, &answer.private_key_pem, &name, None, now) {
             Ok(leaf) => {
@@ -285,6 +320,7 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
         Some(Held { due: renew_at(stored.since, not_after, rand::random()), root_id: stored.root_id })
     });
     let mut failures = 0;
+    let mut asked = Instant::now();
     loop {
         let Some(root_id) = active.borrow_and_update().clone() else {
             // The sender lives in `shared`.
@@ -294,7 +330,9 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
         if let Some(held) = &held {
             if held.root_id != root_id {
                 tokio::time::sleep(ROTATION_SPREAD.mul_f64(rand::random())).await;
-            } else if let Ok(wait) = held.due.duration_since(SystemTime::now()) {
+            } else if let Ok(wait) = held.due.duration_since(SystemTime::now())
+                && !is_doubted(&shared, &name, asked)
+            {
                 tokio::select! {
                     () = tokio::time::sleep(wait.min(LOOK_AGAIN)) => {}
                     _ = active.changed() => {}
@@ -305,6 +343,7 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
         match sign(&shared, &name).await {
             Ok((leaf, stored)) => {
                 failures = 0;
+                asked = Instant::now();
                 shared.link.answered(&Part::Leaf(name.clone()), None, SystemTime::now());
                 held = Some(Held {
                     due: renew_at(stored.since, leaf.not_after, rand::random()),
@@ -315,10 +354,22 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
             Err(error) => {
                 failures += 1;
                 shared.link.failed(&Part::Leaf(name.clone()), &error, SystemTime::now());
-                shared.link.pause(failures, &error).await;
+                while_refused(&shared, &name, shared.link.pause(failures, &error)).await;
+                if !shared.state.load().leafs.contains_key(&name) {
+                    held = None;
+                }
             }
         }
     }
+}
+
+/// Whether the control plane may have revoked `name`, whose leaf was asked for at `asked`: it refuses this host something.
+/// Then a leaf is asked for before it is due.
+fn is_doubted(shared: &Shared, name: &ServiceName, asked: Instant) -> bool {
+    let refused = |part: &Part| shared.link.refused_for(part);
+    let host = refused(&Part::Registration).max(refused(&Part::Roots));
+    refused(&Part::Leaf(name.clone())).is_some()
+        || asked.elapsed() >= LOOK_AGAIN && host.is_some_and(|refused| refused >= REFUSED)
 }
 
 struct Held {

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::Serialize;
@@ -107,6 +107,8 @@ struct Inner {
     status: Status,
     /// The parts that fail.
     failing: BTreeMap<Part, Failing>,
+    /// Since when parts are refused for want of a permission.
+    refused: BTreeMap<Part, Instant>,
     /// The log has said that it is lost.
     lost: bool,
 }
@@ -134,7 +136,8 @@ impl Link {
             from_disk_cache: false,
             leaf_errors: BTreeMap::new(),
         };
-        let inner = Mutex::new(Inner { status, failing: BTreeMap::new(), lost: false });
+        let inner =
+            Mutex::new(Inner { status, failing: BTreeMap::new(), refused: BTreeMap::new(), lost: false });
         let token = settings.access.token.clone();
         Self {
             state,
@@ -153,13 +156,6 @@ impl Link {
             _ => None,
         });
         Status { leaf_errors: leaf_errors.collect(), ..inner.status.clone() }
-    }
-
-    /// The control plane says that `service` may not have a leaf: not that it cannot be asked.
-    pub fn leaf_is_forbidden(&self, service: &ServiceName) -> bool {
-        let failing = &self.lock().failing;
-        let refusal = |kind| matches!(kind, ErrorKind::Forbidden | ErrorKind::UnknownToken);
-        failing.get(&Part::Leaf(service.clone())).is_some_and(|failing| refusal(failing.kind))
     }
 
     pub fn outages(&self) -> watch::Receiver<u64> {
@@ -186,6 +182,7 @@ impl Link {
         let mut inner = self.lock();
         inner.status.last_contact = Some(now);
         inner.status.index = inner.status.index.max(index.unwrap_or(0));
+        inner.refused.remove(part);
         let recovered = inner.failing.remove(part).is_some();
         if recovered || !inner.status.connected {
             self.settle(&mut inner);
@@ -237,6 +234,12 @@ impl Link {
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
+        // That a token is unknown may be the server's loss; that one does not grant it is what somebody decided.
+        if error.kind() == ErrorKind::Forbidden {
+            inner.refused.entry(part.clone()).or_insert_with(Instant::now);
+        } else {
+            inner.refused.remove(part);
+        }
         let outage = error.is_outage() && inner.failing.is_empty();
         let (text, kind) = (error.to_string(), error.kind());
         inner.status.last_error = Some(text.clone());
@@ -261,9 +264,15 @@ impl Link {
         failures
     }
 
+    /// Returns for how long `part` has been answered with nothing but "permission denied".
+    pub fn refused_for(&self, part: &Part) -> Option<Duration> {
+        self.lock().refused.get(part).map(Instant::elapsed)
+    }
+
     /// `part` ended on purpose.
     pub fn forget(&self, part: &Part) {
         let mut inner = self.lock();
+        inner.refused.remove(part);
         if inner.failing.remove(part).is_some() {
             self.settle(&mut inner);
         }

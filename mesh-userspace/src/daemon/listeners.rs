@@ -113,6 +113,7 @@ pub async fn start_embedded(config: &Config, node_address: IpAddr) -> anyhow::Re
         unix_socket: Some(config.api_socket()),
         acl: settings.acl,
         expose,
+        ca: settings.ca.clone(),
     })
     .await?;
     Ok(Some(embedded))

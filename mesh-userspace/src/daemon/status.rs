@@ -59,7 +59,12 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         control_plane: control_plane(daemon),
         counters: counters(daemon, &engine.counters()),
         listeners: listeners.into_iter().map(|(role, address)| ListenerStatus { role, address }).collect(),
-        degraded: engine.degraded().into_iter().chain(listed).collect(),
+        degraded: engine
+            .degraded()
+            .into_iter()
+            .chain(listed)
+            .chain(daemon.embedded().and_then(|embedded| embedded.ca_warning()))
+            .collect(),
         exempt: exempt(daemon, &config, &cgroups),
     }
 }

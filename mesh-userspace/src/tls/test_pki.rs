@@ -73,6 +73,19 @@ impl Ca {
         Self { trust_domain: trust_domain.to_owned(), issuer }
     }
 
+    /// A CA certificate for the key of `next`, signed by this one: the end of a path of `path` more at most.
+    pub(crate) fn vouch_for(
+        &self,
+        next: &Ca,
+        path: Option<u8>,
+    ) -> rustls::pki_types::CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(path.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, format!("CA of {}", next.trust_domain));
+        params.signed_by(next.issuer.key(), &self.issuer).unwrap().der().clone()
+    }
+
     pub(crate) fn roots(&self) -> Arc<Roots> {
         Arc::new(Roots {
             trust_domain: self.trust_domain.parse().unwrap(),

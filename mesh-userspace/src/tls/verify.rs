@@ -190,5 +190,14 @@ impl ClientCertVerifier for ClientOfMesh {
     signatures!();
 }
 
+/// Verifies `chain`, leaf first, as a client's and as a server's that may be anybody of the trust domain.
+#[cfg(test)]
+pub(crate) fn testing_verify(roots: Arc<Roots>, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
+    let bundle = TrustBundle::new(roots).expect("a usable root");
+    let (leaf, rest) = chain.split_first().expect("a leaf");
+    bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::server_auth())?;
+    bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::client_auth())
+}
+
 #[cfg(test)]
 mod tests;

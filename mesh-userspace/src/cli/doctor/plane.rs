@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::Finding;
@@ -32,6 +33,7 @@ pub async fn check(global: &Global, config: &Config, running: bool) -> Vec<Findi
     }];
     if let Ok(answer) = roots {
         findings.extend(answer.date.as_deref().and_then(skew));
+        findings.extend(ca(&answer.body, OffsetDateTime::now_utc()));
         findings.push(token(&api, config).await);
     }
     findings
@@ -103,12 +105,58 @@ fn skew(date: &str) -> Option<Finding> {
     })
 }
 
+/// Returns a finding about the certificates that the CA signs with: no leaf lives longer than they do.
+fn ca(roots: &[u8], now: OffsetDateTime) -> Option<Finding> {
+    const CHECK: &str = "CA";
+    let answer: serde_json::Value = serde_json::from_slice(roots).ok()?;
+    let active = answer["Roots"].as_array()?.iter().find(|root| root["Active"] == true)?;
+    let chain = active["IntermediateCerts"].as_array().into_iter().flatten();
+    let mut seen = Vec::new();
+    let mut ends = Vec::new();
+    for pem in std::iter::once(&active["RootCert"]).chain(chain) {
+        let der = CertificateDer::from_pem_slice(pem.as_str()?.as_bytes()).ok()?;
+        let (_, cert) = x509_parser::parse_x509_certificate(&der).ok()?;
+        // A second certificate for a name is an older root's word for it, which ends early by design.
+        if !seen.contains(&cert.subject().as_raw().to_vec()) {
+            seen.push(cert.subject().as_raw().to_vec());
+            let validity = cert.validity();
+            ends.push((validity.not_before.to_datetime(), validity.not_after.to_datetime()));
+        }
+    }
+    let (from, until) = ends.into_iter().min_by_key(|(_, until)| *until)?;
+    let (life, left) = (until - from, until - now);
+    let soon: time::Duration = (life / 10_i32).min(time::Duration::days(30));
+    Some(if left > soon {
+        Finding::ok(CHECK, format!("its certificates are valid until {}", until.date()))
+    } else {
+        let fix = "`meshnode ca rotate`; a given intermediate: new files, then `meshnode reload`";
+        Finding::warn(
+            CHECK,
+            format!("a certificate of it expires on {}, and no leaf lives longer", until.date()),
+            fix,
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::cli::doctor::Verdict;
+
+    #[test]
+    fn a_ca_that_is_about_to_expire_warns_and_one_that_is_not_does_not() {
+        let now = OffsetDateTime::now_utc();
+        let mut params = rcgen::CertificateParams::default();
+        (params.not_before, params.not_after) = (now, now + time::Duration::days(100));
+        let pem = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        let roots =
+            serde_json::json!({"Roots": [{"Active": true, "Name": "x", "RootCert": pem}]}).to_string();
+        let verdict = |days| ca(roots.as_bytes(), now + time::Duration::days(days)).unwrap().verdict;
+        assert_eq!((verdict(1), verdict(91)), (Verdict::Ok, Verdict::Warn));
+        assert!(ca(b"{}", now).is_none());
+    }
 
     #[test]
     fn a_catalog_watched_in_part_warns_and_a_whole_one_says_nothing() {

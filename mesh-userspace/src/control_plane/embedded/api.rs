@@ -38,8 +38,10 @@ use super::{
     auth::{Door, Trusted, guard},
     ca::CaError,
     checks::Checks,
-    issuer::LeafIssuer,
+    files::FileError,
+    issuer::{IssueError, LeafIssuer},
     registration::Refusal,
+    rotation::RotateError,
     store::{Store, StoreError},
 };
 
@@ -50,7 +52,7 @@ pub struct App(Arc<Shared>);
 pub struct Shared {
     pub store: Arc<Store>,
     pub checks: Arc<Checks>,
-    pub issuer: LeafIssuer,
+    pub issuer: Arc<LeafIssuer>,
     /// This host's node name.
     pub node: String,
     pub node_address: String,
@@ -144,6 +146,7 @@ fn connect_routes() -> Router<App> {
         )
         .route("/v1/connect/ca/roots", get(ca::roots))
         .route("/v1/connect/ca/configuration", get(ca::configuration).put(ca::configure))
+        .route("/v1/connect/ca/rotate", put(ca::rotate))
         .route("/v1/connect/ca/sign/{service}", put(ca::sign))
 }
 
@@ -197,6 +200,10 @@ pub enum ApiError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Ca(CaError),
+    #[error(transparent)]
+    Key(FileError),
+    #[error("rate limit reached, try again later")]
+    Busy,
 }
 
 impl ApiError {
@@ -210,7 +217,8 @@ impl ApiError {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Ca(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Ca(_) | Self::Key(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }
@@ -244,8 +252,28 @@ impl From<Denied> for ApiError {
 impl From<CaError> for ApiError {
     fn from(error: CaError) -> Self {
         match error {
-            CaError::Csr(_) | CaError::Signature | CaError::KeyType => Self::BadRequest(error.to_string()),
-            _ => Self::Ca(error),
+            CaError::Make(_) | CaError::Expired(_) => Self::Ca(error),
+            _ => Self::BadRequest(error.to_string()),
+        }
+    }
+}
+
+impl From<IssueError> for ApiError {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::Ca(error) => error.into(),
+            IssueError::Store(error) => Self::Store(error),
+            IssueError::Busy => Self::Busy,
+        }
+    }
+}
+
+impl From<RotateError> for ApiError {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::Ca(error) => error.into(),
+            RotateError::File(error) => Self::Key(error),
+            RotateError::Store(error) => Self::Store(error),
         }
     }
 }

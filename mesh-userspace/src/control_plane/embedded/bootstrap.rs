@@ -1,12 +1,17 @@
 //! The first steps with an open store: bring it in line with the settings, and make what is missing.
 
-use std::path::{Path, PathBuf};
+use std::{path::PathBuf, sync::Arc};
 
 use time::OffsetDateTime;
 
 use super::{
-    EmbeddedError, Settings, acl, ca::Authority, duration, files, issuer::LEAF_TTL, model::Root,
-    registration, store::Store,
+    CaFiles, EmbeddedError, Settings, acl,
+    ca::{Authority, CaError},
+    duration, files,
+    issuer::LEAF_TTL,
+    registration,
+    rotation::{self, Next, key_file},
+    store::Store,
 };
 use crate::identity::TrustDomain;
 
@@ -21,9 +26,13 @@ const CONFIGURED_TTL: &str = "configured_leaf_ttl";
 pub async fn bootstrap(
     store: &Store,
     settings: &Settings,
-) -> Result<(TrustDomain, Authority), EmbeddedError> {
+) -> Result<(TrustDomain, Arc<Authority>), EmbeddedError> {
     let trust_domain = trust_domain(store, settings)?;
-    let (root, authority) = root(store, &trust_domain, &settings.state_dir)?;
+    // Before anything is written: what cannot be used, stops the start.
+    let given = settings.ca.as_ref().map(|files| read(&trust_domain, files)).transpose()?;
+    let old = stored(store, settings)?;
+    let force = settings.ca.as_ref().is_some_and(|files| files.force);
+    let state_dir = settings.state_dir.clone();
     let (of_store, settings) = (trust_domain.clone(), settings.clone());
     store
         .write(move |txn| {
@@ -36,13 +45,11 @@ pub async fn bootstrap(
             registration::ensure_node(txn, &settings.node, Some(&address), &settings.datacenter)?;
             txn.put_setting(OWN_NODE, &settings.node);
             txn.put_setting(TRUST_DOMAIN, of_store.as_str());
-            if let Some(root) = root {
-                txn.put_root(root);
-            }
             let ttl = duration::text(settings.leaf_ttl);
             if txn.tables.setting(CONFIGURED_TTL) != Some(&ttl) {
+                rotation::remember_lifetime(txn);
                 let mut config = txn.tables.ca_config().config.clone();
-                config.insert(LEAF_TTL.to_owned(), ttl.clone());
+                config.insert(LEAF_TTL.to_owned(), ttl.clone().into());
                 txn.put_ca_config(config);
                 txn.put_setting(CONFIGURED_TTL, &ttl);
             }
@@ -53,7 +60,35 @@ pub async fn bootstrap(
         })
         .await
         .map_err(|refusal| EmbeddedError::Ca(refusal.to_string()))?;
+    let next = match (&old, given) {
+        (_, Some(next)) => next,
+        (None, None) => Next::generated(&trust_domain, OffsetDateTime::now_utc())?,
+        (Some(_), None) => return Ok((trust_domain, Arc::new(old.expect("invariant: matched")))),
+    };
+    let authority =
+        rotation::install(store, &state_dir, &trust_domain, old.as_ref(), next, None, force).await?;
     Ok((trust_domain, authority))
+}
+
+/// Reads and checks the CA that the configuration gives.
+pub fn read(trust_domain: &TrustDomain, files: &CaFiles) -> Result<Next, EmbeddedError> {
+    let text = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|source| EmbeddedError::CaFile { path: path.clone(), source })
+    };
+    let mut certs = text(&files.cert_file)?;
+    if let Some(chain) = &files.chain_file {
+        certs.push('\n');
+        certs.push_str(&text(chain)?);
+    }
+    let key = files::read_private(&files.key_file)?.ok_or_else(|| EmbeddedError::CaFile {
+        path: files.key_file.clone(),
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+    let checked = Authority::given(trust_domain, &certs, &key, OffsetDateTime::now_utc());
+    let (root, authority) = checked.map_err(|error| {
+        EmbeddedError::Ca(format!("{} with {}: {error}", files.cert_file.display(), files.key_file.display()))
+    })?;
+    Ok(Next { root, authority, key_pem: None })
 }
 
 fn trust_domain(store: &Store, settings: &Settings) -> Result<TrustDomain, EmbeddedError> {
@@ -76,25 +111,31 @@ fn trust_domain(store: &Store, settings: &Settings) -> Result<TrustDomain, Embed
     }
 }
 
-/// Returns the CA, with the root's row where it was made just now. Its key is in a file of its own, written before
-/// the store names the root.
-fn root(
-    store: &Store,
-    trust_domain: &TrustDomain,
-    state_dir: &Path,
-) -> Result<(Option<Root>, Authority), EmbeddedError> {
+/// Returns the CA of the store; `None` where there is none yet, or its key was given by files and they are not any more.
+fn stored(store: &Store, settings: &Settings) -> Result<Option<Authority>, EmbeddedError> {
     let tables = store.tables();
-    if let Some(root) = tables.active_root() {
-        let path = key_file(state_dir, root);
-        let key = files::read_private(&path)?.ok_or(EmbeddedError::NoKey(path))?;
-        return Ok((None, Authority::load(root, &key)?));
+    let Some(root) = tables.active_root() else { return Ok(None) };
+    let path = key_file(&settings.state_dir, &root.id);
+    match files::read_private(&path)? {
+        Some(key) => Ok(Some(Authority::load(root, &key)?)),
+        None if !rotation::is_given(&tables) => Err(EmbeddedError::NoKey(path)),
+        None => {
+            let key =
+                settings.ca.as_ref().and_then(|files| files::read_private(&files.key_file).ok().flatten());
+            match key.map(|key| Authority::load(root, &key)) {
+                Some(Ok(authority)) => return Ok(Some(authority)),
+                // Other files than the last time, or a new intermediate's key.
+                Some(Err(CaError::Mismatch)) => {}
+                Some(Err(error)) => return Err(error.into()),
+                None => {}
+            }
+            if settings.ca.is_none() {
+                tracing::warn!(
+                    "[control_plane.embedded.ca] is gone: this server makes a root of its own, not cross-signed by the \
+                     one before, whose key it does not have"
+                );
+            }
+            Ok(None)
+        }
     }
-    let (root, key) = Authority::generate(trust_domain, OffsetDateTime::now_utc())?;
-    files::write_private(&key_file(state_dir, &root), &key)?;
-    let authority = Authority::load(&root, &key)?;
-    Ok((Some(root), authority))
-}
-
-fn key_file(state_dir: &Path, root: &Root) -> PathBuf {
-    state_dir.join(format!("ca-key-{}.pem", root.id.replace(':', "")))
 }

@@ -324,15 +324,18 @@ pub struct Root {
     pub active: bool,
     pub private_key_type: String,
     pub private_key_bits: u32,
+    /// Extension: when a root that signs no more leaves the list (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retires_at: Option<String>,
     pub create_index: u64,
     pub modify_index: u64,
 }
 
-/// The CA's configuration as the API shows it. Durations are as they were written.
+/// The CA's configuration as the API shows it: durations as they were written, and numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct CaConfig {
-    pub config: Strings,
+    pub config: Opaque,
     pub create_index: u64,
     pub modify_index: u64,
 }

@@ -201,8 +201,9 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             "INSERT OR REPLACE INTO intentions VALUES (?1, ?2, ?3, ?4)",
             params![id, row.source.to_string(), row.destination.to_string(), doc(&**row)],
         ),
-        Change::Root(row) => {
-            run("INSERT OR REPLACE INTO roots VALUES (?1, ?2)", params![row.id, doc(&**row)])
+        Change::Root(id, None) => run("DELETE FROM roots WHERE id = ?1", params![id]),
+        Change::Root(id, Some(row)) => {
+            run("INSERT OR REPLACE INTO roots VALUES (?1, ?2)", params![id, doc(&**row)])
         }
         Change::CaConfig(row) => put_setting(to, CA_CONFIG, &doc(&**row)),
         Change::Setting(name, value) => put_setting(to, name, value),

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use super::{
     acl::Registry,
-    model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Root, Service, Status},
+    model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Opaque, Root, Service, Status},
     ordered::Ordered,
 };
 use crate::{
@@ -73,7 +73,7 @@ impl Tables {
             to: Ordered::default(),
             out_of: Ordered::default(),
             roots: Arc::default(),
-            ca_config: Arc::new(CaConfig { config: BTreeMap::new(), create_index: 0, modify_index: 0 }),
+            ca_config: Arc::new(CaConfig { config: Opaque::new(), create_index: 0, modify_index: 0 }),
             settings: Arc::default(),
             leafs: Arc::default(),
             acl: Arc::default(),
@@ -239,8 +239,11 @@ impl Tables {
         }
     }
 
-    pub fn roots(&self) -> impl Iterator<Item = &Arc<Root>> {
-        self.roots.values()
+    /// Returns the roots, the active one first and then the latest.
+    pub fn roots(&self) -> Vec<&Arc<Root>> {
+        let mut all: Vec<_> = self.roots.values().collect();
+        all.sort_by_key(|root| (!root.active, std::cmp::Reverse(root.create_index)));
+        all
     }
 
     pub fn active_root(&self) -> Option<&Arc<Root>> {

@@ -10,4 +10,5 @@ mod harness;
 mod input;
 mod intentions;
 mod persistence;
+mod rotation;
 mod start;

@@ -1,16 +1,13 @@
 //! One write: changes a copy of the tables, and records what goes to disk, which topics moved, and which checks have
 //! to be looked at. Nothing here does I/O; a write that returns an error leaves no trace.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     acl,
-    model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Probe, Root, Service, Status},
+    model::{AgentLeaf, CaConfig, Check, IntentionRow, Key, Node, Opaque, Probe, Root, Service, Status},
     tables::{Tables, Tags},
     topics::Topic,
 };
@@ -22,7 +19,7 @@ pub enum Change {
     Service(Key, Option<Arc<Service>>),
     Check(Key, Option<Arc<Check>>),
     Intention(Arc<str>, Option<Arc<IntentionRow>>),
-    Root(Arc<Root>),
+    Root(Arc<str>, Option<Arc<Root>>),
     CaConfig(Arc<CaConfig>),
     Setting(String, String),
     Policy(Arc<str>, Option<Arc<acl::Policy>>),
@@ -205,15 +202,23 @@ impl Txn {
     }
 
     pub fn put_root(&mut self, mut root: Root) {
-        root.create_index = self.index;
+        let id: Arc<str> = root.id.as_str().into();
+        root.create_index = self.tables.roots.get(&id).map_or(self.index, |old| old.create_index);
         root.modify_index = self.index;
         let root = Arc::new(root);
-        Arc::make_mut(&mut self.tables.roots).insert(root.id.as_str().into(), root.clone());
-        self.changes.push(Change::Root(root));
+        Arc::make_mut(&mut self.tables.roots).insert(id.clone(), root.clone());
+        self.changes.push(Change::Root(id, Some(root)));
         self.topics.insert(Topic::Roots);
     }
 
-    pub fn put_ca_config(&mut self, config: BTreeMap<String, String>) {
+    pub fn delete_root(&mut self, id: &str) {
+        if let Some((id, _)) = Arc::make_mut(&mut self.tables.roots).remove_entry(id) {
+            self.changes.push(Change::Root(id, None));
+            self.topics.insert(Topic::Roots);
+        }
+    }
+
+    pub fn put_ca_config(&mut self, config: Opaque) {
         let old = &self.tables.ca_config;
         if old.config == config {
             return;

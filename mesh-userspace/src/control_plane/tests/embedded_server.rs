@@ -32,6 +32,7 @@ async fn start(dir: &Path) -> Embedded {
         trust_domain: None,
         listen_tcp: None,
         unix_socket: Some(dir.join("api.sock")),
+        ca: None,
         expose: Some(Expose {
             listen: "127.0.0.1:0".parse().unwrap(),
             cert_file: None,

@@ -113,6 +113,53 @@ fn a_leaf_for_another_use_is_refused() {
     assert!(matches!(refused, Err(PeerError::BadCertificate(_))), "{refused:?}");
 }
 
+#[test]
+fn a_leaf_of_a_new_root_is_believed_with_the_old_roots_word_and_not_without() {
+    let (old, new, stranger) = (Ca::new(DOMAIN), Ca::new(DOMAIN), Ca::new(DOMAIN));
+    let leaf = new.issue(&web()).key.cert[0].clone();
+    let believed = |knows: &Ca, word: &[CertificateDer<'static>]| {
+        let chain: Vec<_> = std::iter::once(leaf.clone()).chain(word.iter().cloned()).collect();
+        testing_verify(knows.roots(), &chain).map(|id| id.to_string())
+    };
+    let word = old.vouch_for(&new, None);
+    assert_eq!(believed(&old, std::slice::from_ref(&word)), Ok(web().id));
+    assert_eq!(
+        believed(&new, std::slice::from_ref(&word)),
+        Ok(web().id),
+        "a word that is not needed does no harm"
+    );
+    for (knows, word) in
+        [(&old, vec![]), (&stranger, vec![word]), (&old, vec![stranger.vouch_for(&new, None)])]
+    {
+        assert_eq!(believed(knows, &word), Err(PeerError::UntrustedChain { claims: web().id }));
+    }
+}
+
+#[test]
+fn a_chain_longer_than_its_path_length_is_refused() {
+    let (root, middle, last) = (Ca::new(DOMAIN), Ca::new("middle"), Ca::new("last"));
+    let leaf = last.issue(&web()).key.cert[0].clone();
+    let chain = |path| vec![leaf.clone(), middle.vouch_for(&last, None), root.vouch_for(&middle, path)];
+    assert_eq!(testing_verify(root.roots(), &chain(Some(1))).map(|id| id.to_string()), Ok(web().id));
+    let refused = testing_verify(root.roots(), &chain(Some(0)));
+    assert!(matches!(refused, Err(PeerError::BadCertificate(_))), "{refused:?}");
+}
+
+#[test]
+fn an_intermediate_that_signs_for_another_trust_domain_is_not_believed() {
+    let (root, intermediate) = (Ca::new(DOMAIN), Ca::new("intermediate"));
+    let foreign = LeafSpec::service("web", "other.consul");
+    let chain = [intermediate.issue(&foreign).key.cert[0].clone(), root.vouch_for(&intermediate, None)];
+    assert!(matches!(testing_verify(root.roots(), &chain), Err(PeerError::WrongTrustDomain { .. })));
+}
+
+#[test]
+fn a_leaf_is_no_intermediate() {
+    let ca = Ca::new(DOMAIN);
+    let (signer, leaf) = (ca.leaf("web"), Ca::new("x").issue(&web()).key.cert[0].clone());
+    assert!(testing_verify(ca.roots(), &[leaf, signer.key.cert[0].clone()]).is_err());
+}
+
 /// One DER element, its length in the shortest form.
 fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
     let [high, low] = u16::try_from(content.len()).unwrap().to_be_bytes();

@@ -77,6 +77,41 @@ pub fn flood(to: SocketAddr, count: usize) -> Value {
     json!({"ok": done == count, "done": done, "failed": failed})
 }
 
+/// Opens connections to an echo server all the time, by `count` threads, until stdin ends or a connection fails; each
+/// has its own message echoed, closes, and must see the end of the stream. Says `storming` first. Returns `ok`, `done`,
+/// and `failed`: the first error of each thread that had one.
+pub fn storm(to: SocketAddr, count: usize) -> Value {
+    let enough = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&enough);
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0; 1]);
+        told.store(true, Ordering::Relaxed);
+    });
+    println!("storming");
+    let threads: Vec<_> = (0..count)
+        .map(|_| {
+            let enough = Arc::clone(&enough);
+            small_thread(move || {
+                let mut done = 0;
+                while !enough.load(Ordering::Relaxed) {
+                    if let Err(e) = flood_one(to, done) {
+                        enough.store(true, Ordering::Relaxed);
+                        return (done, Some(name_of(&e)));
+                    }
+                    done += 1;
+                    // The machine is shared with the daemons that are tested.
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                (done, None)
+            })
+        })
+        .collect();
+    let results: Vec<_> = threads.into_iter().map(|t| t.join().expect("it does not panic")).collect();
+    let failed: Vec<_> = results.iter().filter_map(|(_, error)| error.clone()).collect();
+    let done: usize = results.iter().map(|(done, _)| done).sum();
+    json!({"ok": failed.is_empty(), "done": done, "failed": failed})
+}
+
 fn flood_one(to: SocketAddr, n: usize) -> std::io::Result<()> {
     let mut stream = open(to, None)?;
     stream.set_read_timeout(Some(std::time::Duration::from_secs(60)))?;

@@ -18,7 +18,6 @@ use crate::{
     control_plane::embedded::{
         acl::{Caller, Right},
         auth::Trusted,
-        issuer::IssueError,
         registration,
         topics::Topic,
     },
@@ -84,21 +83,22 @@ async fn wait_for_leaf(service: &str, read: &Read) -> Result<Response, ApiError>
     let deadline = read.deadline();
     let seen = read.wait_beyond();
     let mut watch = read.app.store.topics().watch(&Topic::Leaf(service.as_str().into()));
+    let mut rotations = read.app.issuer.rotations();
     let mut acl = read.watch_acl();
     loop {
         watch.mark_unchanged();
+        rotations.mark_unchanged();
         read.renew(&read.app.store.tables())?;
         read.demand(Right::service_write(service.as_str()))?;
-        let (leaf, due) = read.app.issuer.leaf(&service).await.map_err(|error| match error {
-            IssueError::Ca(error) => ApiError::Ca(error),
-            IssueError::Store(error) => ApiError::Store(error),
-        })?;
+        let (leaf, due) = read.app.issuer.leaf(&service).await?;
         let news = seen.is_none_or(|seen| leaf.modify_index > seen);
         if news || Instant::now() >= deadline || read.app.closing.is_cancelled() {
             return Ok(with_index(read.json(&*leaf), leaf.modify_index));
         }
         tokio::select! {
             _ = watch.changed() => {}
+            // A rotation makes it due sooner.
+            _ = rotations.changed() => {}
             () = acl.changed() => {}
             () = sleep_until(due.min(deadline)) => {}
             () = read.app.closing.cancelled() => {}

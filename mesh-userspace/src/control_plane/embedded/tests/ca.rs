@@ -146,7 +146,7 @@ async fn a_leaf_is_kept_until_it_is_due_and_lasts_as_configured() {
 }
 
 #[tokio::test]
-async fn the_leafs_lifetime_is_all_of_the_ca_that_can_be_changed() {
+async fn parameters_of_the_ca_are_checked_and_what_was_read_can_be_sent_back() {
     let server = Server::start().await;
     let path = "/v1/connect/ca/configuration";
     for (body, word) in [
@@ -154,7 +154,12 @@ async fn the_leafs_lifetime_is_all_of_the_ca_that_can_be_changed() {
         (r#"{"Provider":"consul","Config":{"LeafCertTTL":"30s"}}"#, "LeafCertTTL"),
         (r#"{"Provider":"consul","Config":{"LeafCertTTL":"73h"}}"#, "LeafCertTTL"),
         (r#"{"Provider":"consul","Config":{"LeafCertTTL":5}}"#, "LeafCertTTL"),
-        (r#"{"Provider":"consul","Config":{"RootCert":"x"}}"#, "RootCert"),
+        (r#"{"Provider":"consul","Config":{"RootCert":"x"}}"#, "PrivateKey"),
+        (r#"{"Provider":"consul","Config":{"PrivateKey":"x"}}"#, "private key"),
+        (r#"{"Provider":"consul","Config":{"PrivateKey":1}}"#, "PrivateKey"),
+        (r#"{"Provider":"consul","Config":{"CSRMaxPerSecond":-1}}"#, "CSRMaxPerSecond"),
+        (r#"{"Provider":"consul","Config":{"PrivateKeyType":"rsa"}}"#, "PrivateKeyType"),
+        (r#"{"Provider":"consul","Config":{"Address":"http://vault"}}"#, "Address"),
     ] {
         let answer = server.send("PUT", path, body).await;
         assert!(answer.status == 400 && answer.text.contains(word), "{body}: {}", answer.text);

@@ -38,6 +38,7 @@ pub fn settings(dir: &Path) -> Settings {
         listen_tcp: Some("127.0.0.1:0".parse().unwrap()),
         unix_socket: Some(dir.join("api.sock")),
         expose: None,
+        ca: None,
     }
 }
 
