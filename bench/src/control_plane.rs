@@ -130,7 +130,7 @@ pub fn plan(quick: bool, consul: bool) -> Plan {
     if !quick {
         // Each change of any intention wakes every node that watches a Consul: 1,000 of them, at the rate of `churn`, are
         // more than it serves on two cores.
-        return Plan { watchers: if consul { 100 } else { full.watchers }, ..full };
+        return if consul { Plan { watchers: 100, changes: 20, wakes: 5, ..full } } else { full };
     }
     let shape = Shape { services: 200, instances: 5, nodes: 50, intentions: 10 };
     Plan { shape, watchers: 50, changes: 60, window: Duration::from_secs(2), ..full }
