@@ -294,12 +294,18 @@ impl Drop for ProxyHandle {
 /// Cuts live flows that the mesh no longer allows, at each change of it, until the proxy is gone.
 async fn watch_policy(shared: std::sync::Weak<Shared>, state: MeshState) {
     let mut changed = state.subscribe();
+    let mut grounds = None;
     // `state` keeps the sender alive, so that only the proxy's end stops this.
     while changed.changed().await.is_ok() {
         let Some(shared) = shared.upgrade() else { return };
         let started = Instant::now();
         let mesh = Arc::clone(&state.load());
         shared.tls.retain(|name| mesh.leafs.contains_key(name));
+        if grounds.as_ref().is_some_and(|grounds: &decision::Grounds| grounds.are_those_of(&mesh)) {
+            // The catalog moved, or a leaf was renewed.
+            continue;
+        }
+        grounds = Some(decision::Grounds::of(&mesh));
         let cut = shared.flows.recheck(|flow| decision::recheck(&mesh, flow));
         if cut > 0 {
             tracing::info!(cut, took_us = started.elapsed().as_micros(), "a change of policy cut live flows");

@@ -221,6 +221,25 @@ impl Mesh {
     }
 }
 
+/// A host that is a client of A's embedded control plane, with the workload `service`, which only connects; its daemon
+/// is not started. Without A's CA it would not believe it.
+#[track_caller]
+pub fn client_host(mesh: &Mesh, name: &str, service: &str, with_ca: bool) -> Meshnode {
+    let host = mesh.net.host(name);
+    if with_ca {
+        share_ca(&mesh.a, &host);
+    }
+    let config = Config {
+        node: format!("host-{name}"),
+        advertise: host.ip(Family::V4),
+        control_plane: ControlPlane::Remote { server: mesh.a.host.ip(mesh.family) },
+        services: vec![Service::client(service)],
+        top: String::new(),
+        sections: String::new(),
+    };
+    Meshnode::prepare(host, config)
+}
+
 /// Starts a server of `probe` (`echo`, `banner TEXT`, …) at `port` of every address, in the cgroup `service`.
 #[track_caller]
 pub fn serve(host: &Host, service: &str, port: u16, what: &[&str]) -> Process {

@@ -9,6 +9,7 @@
 pub mod bpf;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 pub mod config;
 pub mod conformance;
 pub mod container;
@@ -16,6 +17,7 @@ pub mod fixture;
 pub mod foreign;
 pub mod host;
 pub mod janitor;
+pub mod load;
 pub mod meshnode;
 pub mod namespaces;
 pub mod net;

@@ -26,6 +26,8 @@ pub enum Validity {
     Now,
     Expired,
     NotYet,
+    /// Since yesterday, for so many seconds more.
+    For(u32),
 }
 
 /// A certificate chain with its key, in PEM.
@@ -136,6 +138,7 @@ fn params(uri: &str, validity: Validity) -> CertificateParams {
         Validity::Now => (now - DAY, now + DAY),
         Validity::Expired => (now - 2 * DAY, now - DAY),
         Validity::NotYet => (now + DAY, now + 2 * DAY),
+        Validity::For(seconds) => (now - DAY, now + Duration::from_secs(seconds.into())),
     };
     params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("an ASCII URI"))];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

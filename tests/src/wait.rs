@@ -17,12 +17,18 @@ pub fn slowness() -> u32 {
 /// # Panics
 /// With `what`, and the last words of `probe`, after [`patience`].
 #[track_caller]
-pub fn until<T>(what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
+pub fn until<T>(what: &str, probe: impl FnMut() -> Result<T, String>) -> T {
+    until_within(patience(), what, probe)
+}
+
+/// The same with another limit, for what takes its time by design.
+#[track_caller]
+pub fn until_within<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match probe() {
             Ok(value) => return value,
-            Err(why) if start.elapsed() > patience() => {
+            Err(why) if start.elapsed() > limit => {
                 panic!("gave up after {:?} waiting for {what}: {why}", start.elapsed())
             }
             Err(_) => std::thread::sleep(Duration::from_millis(10) * slowness()),

@@ -5,9 +5,9 @@
 use std::io::{BufRead as _, BufReader};
 
 use mesh_tests::{
-    config::{CONFIG, Config, ControlPlane, STATE_DIR, Service},
-    fixture::{Mesh, Scene, connect, serve, share_ca, welcoming},
-    host::{Family, Host},
+    config::{CONFIG, STATE_DIR, Service},
+    fixture::{Mesh, Scene, client_host, connect, serve, welcoming},
+    host::Host,
     meshnode::{Meshnode, UNMANAGED, binary},
     require_root, wait,
 };
@@ -133,28 +133,11 @@ fn a_full_map_of_destinations_denies_what_it_cannot_know() {
     assert_eq!(capture.stop().count("welcome"), 0);
 }
 
-/// A host that is a client of `mesh.a`'s control plane, with a workload `web3` that may reach the db.
-fn third_host(mesh: &Mesh, with_ca: bool) -> Meshnode {
-    let host = mesh.net.host("c");
-    if with_ca {
-        share_ca(&mesh.a, &host);
-    }
-    let config = Config {
-        node: "host-c".to_owned(),
-        advertise: host.ip(Family::V4),
-        control_plane: ControlPlane::Remote { server: mesh.a.host.ip(mesh.family) },
-        services: vec![Service::client("web3")],
-        top: String::new(),
-        sections: String::new(),
-    };
-    Meshnode::prepare(host, config)
-}
-
 #[test]
 fn with_a_cache_a_cold_start_serves() {
     require_root!();
     let (mut mesh, _server) = welcoming("db", 5432);
-    let mut c = third_host(&mesh, true);
+    let mut c = client_host(&mesh, "c", "web3", true);
     c.run();
     mesh.a.intention("web3", "db", "allow");
     let to = mesh.at(5432);
@@ -186,7 +169,7 @@ fn with_a_cache_a_cold_start_serves() {
 fn without_a_cache_a_cold_start_denies() {
     require_root!();
     let (mut mesh, _server) = welcoming("db", 5432);
-    let mut c = third_host(&mesh, true);
+    let mut c = client_host(&mesh, "c", "web3", true);
     mesh.a.kill9();
     c.launch();
     c.wait_ready();

@@ -48,6 +48,16 @@ pub fn demo() -> Result<()> {
     process::run(&mut cargo)
 }
 
+/// Builds the binaries of `packages` as users have them.
+pub fn release(packages: &[&str]) -> Result<()> {
+    let mut cargo = process::command(workspace::cargo());
+    cargo.args(["build", "--release", "--bins"]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    process::run(&mut cargo)
+}
+
 /// Has the programs that this cargo builds and starts run by root: as they are for root itself, else through sudo.
 pub fn as_root(cargo: &mut std::process::Command) {
     if !crate::apt::is_root() {

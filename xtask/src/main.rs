@@ -2,6 +2,7 @@
 
 mod apt;
 mod artifacts;
+mod bench;
 mod bpf_toolchain;
 mod build_ebpf;
 mod ci;
@@ -36,6 +37,9 @@ enum Command {
     Demo(demo::Args),
     /// Run tests, all or one suite, and sum their results
     Test(test::Args),
+    /// Measure, and write the figures below target/bench
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run the datapath tests on other kernels in QEMU
     VmTest(vm::Args),
     /// Check formatting, lints, dependencies and the files themselves
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(|()| true),
         Command::Test(args) => test::run(&args),
         Command::VmTest(args) => test::on_kernels(&args),
+        Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Lint => lint::run().map(|()| true),
         Command::Ci => ci::run(),
     };

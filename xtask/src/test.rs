@@ -47,10 +47,20 @@ pub fn run(args: &Args) -> Result<bool> {
     let mut tally = Tally::default();
     for suite in suites {
         match suite {
-            Suite::Unit => cargo_test("unit", &["--workspace", "--exclude", "mesh-tests"], args, &mut tally)?,
+            Suite::Unit => cargo_test(
+                "unit",
+                &["--workspace", "--exclude", "mesh-tests", "--exclude", "mesh-bench"],
+                args,
+                &mut tally,
+            )?,
             Suite::Integration => {
                 artifacts::meshnode()?;
-                cargo_test("integration", &["--package", "mesh-tests"], args, &mut tally)?;
+                cargo_test(
+                    "integration",
+                    &["--package", "mesh-tests", "--package", "mesh-bench"],
+                    args,
+                    &mut tally,
+                )?;
             }
             Suite::Conformance => {
                 artifacts::meshnode()?;

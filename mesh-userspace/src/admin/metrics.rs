@@ -78,6 +78,13 @@ pub fn encode(report: &StatusReport) -> String {
         "1 while the disk cache is served",
         plane.from_cache.into(),
     );
+    let stale = plane.stale_since.and_then(|since| since.0.elapsed().ok()).unwrap_or_default();
+    gauge(
+        &mut registry,
+        "control_plane_stale_seconds",
+        "For how long the control plane has not answered",
+        stale.as_secs(),
+    );
 
     let mut text = String::new();
     encode_text(&mut text, &registry).expect("invariant: a String takes every write");
@@ -113,7 +120,7 @@ fn flows(registry: &mut Registry, report: &StatusReport) {
 fn services(registry: &mut Registry, report: &StatusReport) {
     let of = |service: &str| OfService { service: service.to_owned() };
     let (processes, healthy) = (Values::<OfService>::default(), Values::<OfService>::default());
-    let left = Values::<OfService>::default();
+    let (left, failing) = (Values::<OfService>::default(), Values::<OfService>::default());
     for workload in report.workloads.iter().filter(|workload| !workload.exempt) {
         let value = i64::try_from(workload.processes).unwrap_or(i64::MAX);
         processes.get_or_create(&of(&workload.service)).inc_by(value);
@@ -123,10 +130,16 @@ fn services(registry: &mut Registry, report: &StatusReport) {
     }
     for certificate in &report.certificates {
         left.get_or_create(&of(&certificate.service)).set(certificate.seconds_left);
+        failing.get_or_create(&of(&certificate.service)).set(certificate.renewal_error.is_some().into());
     }
     registry.register("workload_processes", "Processes of a workload", processes);
     registry.register("service_passing", "1 if the service's health check passes", healthy);
     registry.register("certificate_seconds_left", "Seconds until the service's certificate expires", left);
+    registry.register(
+        "certificate_renewal_failing",
+        "1 while the service's certificate cannot be renewed",
+        failing,
+    );
 }
 
 #[cfg(test)]
@@ -157,6 +170,8 @@ mod tests {
                 serial: String::new(),
                 not_after: Timestamp(std::time::SystemTime::UNIX_EPOCH),
                 seconds_left: -7,
+                late: true,
+                renewal_error: Some("no".into()),
             }],
             counters: [("captured".to_owned(), 3)].into(),
             ..StatusReport::default()
@@ -169,6 +184,8 @@ mod tests {
             "meshnode_attached{program=\"connect4\",hook=\"cgroup/connect4\"} 1",
             "meshnode_attached{program=\"connect6\",hook=\"cgroup/connect6\"} 0",
             "meshnode_certificate_seconds_left{service=\"db\"} -7",
+            "meshnode_certificate_renewal_failing{service=\"db\"} 1",
+            "meshnode_control_plane_stale_seconds 0",
             "meshnode_control_plane_connected 0",
             "# EOF",
         ] {

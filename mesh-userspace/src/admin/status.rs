@@ -259,6 +259,12 @@ pub struct CertificateStatus {
     pub not_after: Timestamp,
     /// Negative once expired.
     pub seconds_left: i64,
+    /// Its renewal is overdue.
+    #[serde(default)]
+    pub late: bool,
+    /// Why it is not renewed at present; absent while nothing fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_error: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -270,7 +276,7 @@ pub struct ControlPlaneStatus {
     pub connected: bool,
     /// Since when it answers.
     pub since: Option<Timestamp>,
-    /// Since when it does not.
+    /// Since when it does not; with `from_cache`, when it last did.
     pub stale_since: Option<Timestamp>,
     pub last_error: Option<String>,
     /// The highest index seen.

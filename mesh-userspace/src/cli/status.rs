@@ -3,17 +3,19 @@
 pub mod render;
 mod watch;
 
+use std::time::Duration;
+
 use clap::Args;
 
 use super::{
     Failure, Global,
     admin::Admin,
     exit,
-    output::{Style, print, print_json},
+    output::{Style, age, print, print_json},
     target,
 };
 use crate::{
-    admin::{AttachmentState, CutRequest, StatusReport},
+    admin::{AttachmentState, CertificateStatus, CutRequest, StatusReport},
     identity::ServiceName,
 };
 
@@ -100,9 +102,7 @@ pub fn problems(report: &StatusReport) -> Vec<String> {
         let error = plane.last_error.as_deref().unwrap_or("no answer yet");
         problems.push(format!("the control plane does not answer: {error}"));
     }
-    for certificate in report.certificates.iter().filter(|certificate| certificate.seconds_left <= 0) {
-        problems.push(format!("the certificate of {} has expired", certificate.service));
-    }
+    problems.extend(report.certificates.iter().filter_map(overdue));
     if !report.uncaptured.is_empty() {
         problems.push(format!(
             "{} connections from before the mesh knew of them are in clear: `meshnode cut` ends them",
@@ -110,6 +110,19 @@ pub fn problems(report: &StatusReport) -> Vec<String> {
         ));
     }
     problems
+}
+
+fn overdue(certificate: &CertificateStatus) -> Option<String> {
+    let CertificateStatus { service, seconds_left, late, renewal_error, .. } = certificate;
+    let state = match (*seconds_left, late) {
+        (..=0, _) => "has expired: new connections are refused".to_owned(),
+        (left, true) => {
+            format!("expires in {} and is not renewed", age(Duration::from_secs(left.unsigned_abs())))
+        }
+        (_, false) => return None,
+    };
+    let because = renewal_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    Some(format!("the certificate of {service} {state}{because}"))
 }
 
 pub async fn reload(global: &Global) -> Result<u8, Failure> {

@@ -51,6 +51,12 @@ pub enum ApiError {
     Broken { address: String, path: String, reason: String },
     #[error("{path} is forbidden: {reason}; {}", token_advice(*.with_token, .reason))]
     Forbidden { path: String, reason: String, with_token: bool },
+    #[error(
+        "{path} is refused, it is asked too much: {reason}; see `limits` in the configuration of the agent"
+    )]
+    TooMany { path: String, reason: String },
+    #[error("{address} knows no leader: most servers of the cluster must run and reach each other")]
+    NoLeader { address: String },
     #[error("{path} is not there: {reason}")]
     NotFound { path: String, reason: String },
     #[error("{path} was answered with {status}: {reason}")]
@@ -68,13 +74,30 @@ pub enum ApiError {
     Malformed { path: String, reason: String },
 }
 
+/// What is the same in two errors whose texts differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorKind {
+    /// Not reached, or it broke off.
+    Outage,
+    /// The token does not grant it.
+    Forbidden,
+    /// The server does not know the token.
+    UnknownToken,
+    /// There is no token where it should be.
+    Token,
+    TooMany,
+    Status(StatusCode),
+    /// It cannot be asked, or what it says cannot be used.
+    Other,
+}
+
 /// Consul's words for a token that it does not know.
 const UNKNOWN_TOKEN: &str = "ACL not found";
 /// Consul's words where it has no ACLs.
 const NO_ACLS: &str = "ACL support disabled";
 
 fn token_advice(with_token: bool, reason: &str) -> &'static str {
-    if reason.starts_with(UNKNOWN_TOKEN) {
+    if reason.contains(UNKNOWN_TOKEN) {
         "the server knows no such token (deleted, expired, or another cluster's): set one that it knows as \
          control_plane.token_file"
     } else if reason.contains("ACL bootstrap no longer allowed") {
@@ -92,25 +115,37 @@ fn seconds(d: Duration) -> String {
 }
 
 impl ApiError {
-    /// The API itself was not reached, or broke off: whatever it said before may not hold any more.
-    pub fn is_outage(&self) -> bool {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused { .. }
             | Self::NoSocket { .. }
             | Self::Unreachable { .. }
             | Self::Tls { .. }
             | Self::Timeout { .. }
-            | Self::Broken { .. } => true,
+            | Self::Broken { .. } => ErrorKind::Outage,
+            Self::Forbidden { reason, .. } if reason.contains(UNKNOWN_TOKEN) => ErrorKind::UnknownToken,
+            Self::Forbidden { .. } => ErrorKind::Forbidden,
+            Self::Token(_) => ErrorKind::Token,
+            Self::TooMany { .. } => ErrorKind::TooMany,
+            Self::NotFound { .. } => ErrorKind::Status(StatusCode::NOT_FOUND),
+            Self::Status { status, .. } => ErrorKind::Status(*status),
             Self::SocketPermission { .. }
             | Self::TlsSetup(_)
-            | Self::Token(_)
-            | Self::Forbidden { .. }
-            | Self::NotFound { .. }
-            | Self::Status { .. }
+            | Self::NoLeader { .. }
             | Self::TooLarge { .. }
             | Self::Elsewhere { .. }
-            | Self::Malformed { .. } => false,
+            | Self::Malformed { .. } => ErrorKind::Other,
         }
+    }
+
+    /// The API itself was not reached, or broke off: whatever it said before may not hold any more.
+    pub fn is_outage(&self) -> bool {
+        self.kind() == ErrorKind::Outage
+    }
+
+    /// How an agent refuses one connection more from the same address: by 429, or, before Consul 1.9, by a reset.
+    pub(super) fn is_refusal_of_connections(&self) -> bool {
+        matches!(self, Self::TooMany { .. } | Self::Broken { .. })
     }
 
     /// Returns [`ApiError::Malformed`] for `path`.
@@ -186,6 +221,19 @@ impl Client {
         decode(path, &self.ask(path).await?.body)
     }
 
+    /// As [`get`](Self::get), with `limit` for the answer.
+    pub(super) async fn get_within<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Duration,
+    ) -> Result<T, ApiError> {
+        decode(path, &self.request(Method::GET, path, Bytes::new(), limit).await?.body)
+    }
+
+    pub(super) fn no_leader(&self) -> ApiError {
+        ApiError::NoLeader { address: self.access.address.to_string() }
+    }
+
     /// Sends `body` as JSON; an empty answer reads as JSON `null`, so that `T` may be `()` or an `Option`.
     ///
     /// # Errors
@@ -258,6 +306,10 @@ impl Client {
         if !status.is_success() {
             return Err(self.refusal(&asked, path, status, &body));
         }
+        if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html")) {
+            // A proxy on the way that wants somebody to log in says so with 200, to a registration as well.
+            return Err(ApiError::malformed(bare(path), "it is a web page"));
+        }
         if headers.get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true") {
             // Consul 1.11 and later: part of the answer was withheld, which must not read as "there is no more".
             return Err(self.refusal(
@@ -319,11 +371,12 @@ impl Client {
         match status {
             StatusCode::UNAUTHORIZED if reason == NO_ACLS => ApiError::Status { path, status, reason },
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-                if let Some(needed) = needed.filter(|_| !reason.starts_with(UNKNOWN_TOKEN)) {
+                if let Some(needed) = needed.filter(|_| !reason.contains(UNKNOWN_TOKEN)) {
                     reason = format!("{reason}; {needed}");
                 }
                 ApiError::Forbidden { path, reason, with_token: self.access.token.is_some() }
             }
+            StatusCode::TOO_MANY_REQUESTS => ApiError::TooMany { path, reason },
             StatusCode::NOT_FOUND => ApiError::NotFound { path, reason },
             _ => ApiError::Status { path, status, reason },
         }

@@ -19,6 +19,7 @@ use super::{
     cache::Item,
     client::ApiError,
     join::{Found, Joined, Place, join, preferred},
+    linger::Lingering,
     link::Part,
     scope::{Known, Listing, Scope, Watched, scope},
     settings::LocalService,
@@ -48,6 +49,8 @@ enum Update {
     Services(BTreeSet<ServiceName>),
     Plain(ServiceName, Vec<HealthEntry>),
     Proxies(ServiceName, Vec<HealthEntry>),
+    /// Time has passed.
+    Tick,
 }
 
 /// What is known of one service.
@@ -88,6 +91,9 @@ struct Discovery {
     published: Option<Vec<Instance>>,
     /// Something changed since the last look at what there is to publish.
     dirty: bool,
+    lingering: Lingering,
+    /// Runs until the first instance that lingers is given up.
+    timer: Option<AbortOnDropHandle<()>>,
 }
 
 /// Keeps the catalog of `shared.state` current, for ever. `cached` is what it holds at present.
@@ -141,6 +147,8 @@ impl Discovery {
             complete: false,
             published: cached,
             dirty: true,
+            lingering: Lingering::default(),
+            timer: None,
         }
     }
 
@@ -162,6 +170,7 @@ impl Discovery {
 
     fn apply(&mut self, update: Update) {
         match update {
+            Update::Tick => self.dirty = true,
             Update::Services(names) => {
                 self.list = Some(names).filter(|_| self.listing != Listing::None);
                 self.suspects.clear();
@@ -328,7 +337,11 @@ impl Discovery {
         if !self.complete {
             return false;
         }
-        let instances = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
+        let found = preferred(self.services.values().filter_map(|e| e.found.as_ref()).flatten());
+        let settings = &self.shared.settings;
+        let instances =
+            self.lingering.with(found, &settings.node, settings.linger, std::time::Instant::now());
+        self.timer = self.lingering.until().map(|until| spawn(tick(until, self.updates.clone())));
         let changed = self.published.as_ref() != Some(&instances);
         if changed {
             tracing::debug!(instances = instances.len(), "catalog changed");
@@ -351,6 +364,12 @@ const SIDECAR: &str = "-sidecar-proxy";
 fn is_sidecar_of(name: &ServiceName, names: &BTreeSet<ServiceName>) -> bool {
     let of = name.as_str().strip_suffix(SIDECAR).and_then(|of| of.parse::<ServiceName>().ok());
     of.is_some_and(|of| names.contains(&of))
+}
+
+async fn tick(at: Instant, updates: mpsc::Sender<Update>) {
+    tokio::time::sleep_until(at.into()).await;
+    // The actor outlives its timer.
+    let _ = updates.send(Update::Tick).await;
 }
 
 async fn follow_health(

@@ -74,8 +74,9 @@ impl Exchange {
     fn over(connector: Connector, authority: String) -> Self {
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .pool_max_idle_per_host(8)
+            .pool_idle_timeout(Duration::from_secs(30))
+            // They count at the agent, too.
+            .pool_max_idle_per_host(4)
             .build(connector);
         Self { http, authority }
     }

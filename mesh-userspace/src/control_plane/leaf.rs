@@ -36,9 +36,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Renewals after a root's rotation are spread over this, so that a CA is not asked by all hosts at once.
 const ROTATION_SPREAD: Duration = Duration::from_secs(3);
 
-/// So long the control plane must have refused a leaf, and nothing else, before the service loses the one it has: a
-/// token that is being replaced is no revocation.
-const REFUSED: Duration = Duration::from_secs(15);
+/// How often it is looked at whether a service that is refused has lost its leaf.
+const LOOK_AT_REFUSAL: Duration = Duration::from_millis(1500);
 
 /// Why a leaf cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -206,11 +205,11 @@ fn forget(shared: &Shared, name: &ServiceName) {
     shared.cache.remove(Item::Leaf(name.clone()));
 }
 
-/// Takes the leaf away once the control plane has refused it for [`REFUSED`]: whoever runs here may be this service no
+/// Takes the leaf away once the control plane has refused another for good: whoever runs here may be this service no
 /// more. A service that is let in again gets a new one.
 fn forget_refused(shared: &Shared, name: &ServiceName) {
-    let refused = shared.link.refused_for(&Part::Leaf(name.clone()));
-    if refused.is_some_and(|refused| refused >= REFUSED) && shared.state.load().leafs.contains_key(name) {
+    let refused = shared.link.is_refused_for_good(&Part::Leaf(name.clone()));
+    if refused && shared.state.load().leafs.contains_key(name) {
         tracing::error!(
             service = %name,
             "the control plane refuses this service a certificate: the one it had is dropped, its flows are cut"
@@ -225,31 +224,81 @@ async fn while_refused<T>(shared: &Shared, name: &ServiceName, done: impl Future
     loop {
         tokio::select! {
             value = &mut done => return value,
-            () = tokio::time::sleep(REFUSED / 10) => forget_refused(shared, name),
+            () = tokio::time::sleep(LOOK_AT_REFUSAL) => forget_refused(shared, name),
         }
     }
 }
 
-/// Takes leafs out of `shared.state` when they expire, for ever: a handshake with one would fail at the peer, with a
-/// worse message.
-pub(super) async fn drop_expired(shared: Arc<Shared>) {
+/// Says in the log, once for each leaf, when it should have been renewed long ago and when it has expired, for ever.
+///
+/// An expired leaf stays where it is: new connections are refused because of it, and what is open goes on, as it was
+/// authenticated when it was opened and an outage stops nothing that runs. Only a service that the control plane
+/// refuses a leaf loses it, and its flows with it.
+pub(super) async fn watch_expiry(shared: Arc<Shared>) {
+    let mut said: HashMap<(ServiceName, String), Life> = HashMap::new();
     loop {
         let now = SystemTime::now();
         let mut next = now + LOOK_AGAIN;
-        let mut expired = Vec::new();
-        for (name, leaf) in &shared.state.load().leafs {
-            if leaf.not_after <= now { expired.push(name.clone()) } else { next = next.min(leaf.not_after) }
-        }
-        for name in expired {
-            tracing::error!(service = %name, "the certificate has expired and could not be renewed; its connections fail");
-            shared.state.update(|mesh| {
-                if mesh.leafs.get(&name).is_some_and(|leaf| leaf.not_after <= now) {
-                    mesh.leafs.remove(&name);
-                }
-            });
+        let leafs = shared.state.load().leafs.clone();
+        said.retain(|(name, serial), _| leafs.get(name).is_some_and(|leaf| leaf.serial == *serial));
+        for (name, leaf) in leafs {
+            let life = life(&leaf, now);
+            if let Some(change) = [late_at(&leaf), leaf.not_after].into_iter().find(|at| *at > now) {
+                next = next.min(change);
+            }
+            let forbidden = life == Life::Expired && shared.link.leaf_is_forbidden(&name);
+            if said.insert((name.clone(), leaf.serial.clone()), life) != Some(life) {
+                tell(&shared, &name, &leaf, life, now);
+            }
+            if forbidden {
+                tracing::error!(service = %name, "the control plane refuses it a certificate, and its last one has expired: its connections are cut");
+                shared.state.update(|mesh| {
+                    if mesh.leafs.get(&name).is_some_and(|held| held.serial == leaf.serial) {
+                        mesh.leafs.remove(&name);
+                    }
+                });
+            }
         }
         tokio::time::sleep(next.duration_since(now).unwrap_or_default().max(Duration::from_millis(100)))
             .await;
+    }
+}
+
+/// How far a leaf's life has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Life {
+    Good,
+    /// Renewal is overdue.
+    Late,
+    Expired,
+}
+
+fn life(leaf: &Leaf, now: SystemTime) -> Life {
+    match now {
+        now if now >= leaf.not_after => Life::Expired,
+        now if now >= late_at(leaf) => Life::Late,
+        _ => Life::Good,
+    }
+}
+
+/// When a tenth of its life is left: later than everybody renews (Consul's agents at six to nine tenths).
+pub fn late_at(leaf: &Leaf) -> SystemTime {
+    let life = leaf.not_after.duration_since(leaf.not_before).unwrap_or_default();
+    leaf.not_after - life / 10
+}
+
+fn tell(shared: &Shared, name: &ServiceName, leaf: &Leaf, life: Life, now: SystemTime) {
+    let left = leaf.not_after.duration_since(now).unwrap_or_default().as_secs();
+    let because = shared.link.status().why_not_renewed(name, life != Life::Good);
+    let because = because.unwrap_or_else(|| "the control plane has not answered".to_owned());
+    match life {
+        Life::Good => {}
+        Life::Late => {
+            tracing::warn!(service = %name, seconds_left = left, because, "the certificate expires soon and is not renewed");
+        }
+        Life::Expired => {
+            tracing::error!(service = %name, because, "the certificate has expired and could not be renewed: new connections are refused, open ones go on");
+        }
     }
 }
 
@@ -325,10 +374,9 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
 /// Whether the control plane may have revoked `name`, whose leaf was asked for at `asked`: it refuses this host something.
 /// Then a leaf is asked for before it is due.
 fn is_doubted(shared: &Shared, name: &ServiceName, asked: Instant) -> bool {
-    let refused = |part: &Part| shared.link.refused_for(part);
-    let host = refused(&Part::Registration).max(refused(&Part::Roots));
-    refused(&Part::Leaf(name.clone())).is_some()
-        || asked.elapsed() >= LOOK_AGAIN && host.is_some_and(|refused| refused >= REFUSED)
+    shared.link.leaf_is_forbidden(name)
+        || asked.elapsed() >= LOOK_AGAIN
+            && [Part::Registration, Part::Roots].iter().any(|part| shared.link.is_refused_for_good(part))
 }
 
 struct Held {
@@ -422,6 +470,16 @@ mod tests {
             let uris: Vec<_> = uris.iter().map(String::as_str).collect();
             let (cert, key) = certificate(&uris);
             assert!(read(&cert, &key, 10).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn leaf_is_late_with_a_tenth_of_its_life_left() {
+        let (cert, key) = certificate(&[ID]);
+        let leaf = read(&cert, &key, 10).unwrap();
+        let ages = [(3239, Life::Good), (3240, Life::Late), (3599, Life::Late), (3600, Life::Expired)];
+        for (age, expected) in ages {
+            assert_eq!(life(&leaf, at(age)), expected, "{age}");
         }
     }
 

@@ -11,9 +11,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
-    client::ApiError,
+    client::{ApiError, ErrorKind},
     pace::backoff,
     settings::{Kind, Settings},
+    token::TokenSource,
 };
 use crate::{identity::ServiceName, state::MeshState};
 
@@ -34,6 +35,8 @@ pub enum Part {
     DefaultPolicy,
     Leaf(ServiceName),
     Registration,
+    /// Whether it is alive at all.
+    Leader,
 }
 
 impl Part {
@@ -46,7 +49,8 @@ impl Part {
             | Self::Proxies(_)
             | Self::Intentions
             | Self::IntentionsOf(_)
-            | Self::DefaultPolicy => true,
+            | Self::DefaultPolicy
+            | Self::Leader => true,
             Self::Token | Self::Leaf(_) | Self::Registration => false,
         }
     }
@@ -59,6 +63,8 @@ pub struct Status {
     pub address: String,
     /// Every part of the view was answered last time it was asked for.
     pub connected: bool,
+    /// Since when; the last time that it was, while it is not.
+    pub connected_since: Option<SystemTime>,
     pub last_contact: Option<SystemTime>,
     /// The latest error of what fails at present; `None` when nothing does.
     pub last_error: Option<String>,
@@ -67,28 +73,58 @@ pub struct Status {
     pub stale_since: Option<SystemTime>,
     /// What is served came from the disk cache, and the control plane has not confirmed all of it yet.
     pub from_disk_cache: bool,
+    /// Why leafs are not renewed at present, by service.
+    pub leaf_errors: BTreeMap<ServiceName, String>,
 }
 
-/// One failed question may be a closed idle connection; two in a row are a fault.
+impl Status {
+    /// Returns why the leaf of `service` is not renewed; when it is `late`, an outage is why even if none was asked for.
+    pub fn why_not_renewed(&self, service: &ServiceName, late: bool) -> Option<String> {
+        let outage = self.last_error.as_ref().filter(|_| late && !self.connected);
+        self.leaf_errors.get(service).or(outage).cloned()
+    }
+}
+
+/// One failed question may be a closed idle connection; two in a row are a fault. A refusal is one at once.
 const FAILURES_TO_BE_LOST: u32 = 2;
+
+/// A permission that is missing for so long is meant: a token that is being replaced has it again sooner.
+const REFUSED: Duration = Duration::from_secs(15);
+/// The same of a token that is unknown: it is replaced by people, or the servers have lost it for a moment.
+const UNKNOWN: Duration = Duration::from_secs(60);
+
+/// How often a token file is looked at while the token in it does not do.
+const LOOK_AT_TOKEN: Duration = Duration::from_millis(500);
 
 pub(super) struct Link {
     state: MeshState,
+    token: Option<TokenSource>,
     inner: Mutex<Inner>,
     /// Counts outages. An agent that came back may have forgotten its indexes: every watch asks anew.
     outages: watch::Sender<u64>,
+    /// Counts the ends of faults that were none of the agent's own.
+    renewals: watch::Sender<u64>,
     /// Counts parts that were answered again: those who wait to retry need not wait longer.
     recoveries: watch::Sender<u64>,
 }
 
 struct Inner {
     status: Status,
-    /// Failures in a row and the last error, of the parts that fail.
-    failing: BTreeMap<Part, (u32, String)>,
-    /// Since when parts are refused for want of a permission.
+    /// The parts that fail.
+    failing: BTreeMap<Part, Failing>,
+    /// Since when parts are refused, and nothing else.
     refused: BTreeMap<Part, Instant>,
     /// The log has said that it is lost.
     lost: bool,
+}
+
+struct Failing {
+    /// How many times in a row.
+    times: u32,
+    since: SystemTime,
+    kind: ErrorKind,
+    /// The last error.
+    text: String,
 }
 
 impl Link {
@@ -97,19 +133,41 @@ impl Link {
             kind: settings.kind,
             address: settings.access.address.to_string(),
             connected: false,
+            connected_since: None,
             last_contact: None,
             last_error: None,
             index: 0,
             stale_since: None,
             from_disk_cache: false,
+            leaf_errors: BTreeMap::new(),
         };
         let inner =
             Mutex::new(Inner { status, failing: BTreeMap::new(), refused: BTreeMap::new(), lost: false });
-        Self { state, inner, outages: watch::Sender::new(0), recoveries: watch::Sender::new(0) }
+        let token = settings.access.token.clone();
+        Self {
+            state,
+            token,
+            inner,
+            outages: watch::Sender::new(0),
+            renewals: watch::Sender::new(0),
+            recoveries: watch::Sender::new(0),
+        }
     }
 
     pub fn status(&self) -> Status {
-        self.lock().status.clone()
+        let inner = self.lock();
+        let leaf_errors = inner.failing.iter().filter_map(|(part, failing)| match part {
+            Part::Leaf(service) => Some((service.clone(), failing.text.clone())),
+            _ => None,
+        });
+        Status { leaf_errors: leaf_errors.collect(), ..inner.status.clone() }
+    }
+
+    /// The control plane says that `service` may not have a leaf: not that it cannot be asked.
+    pub fn leaf_is_forbidden(&self, service: &ServiceName) -> bool {
+        let failing = &self.lock().failing;
+        let refusal = |kind| matches!(kind, ErrorKind::Forbidden | ErrorKind::UnknownToken);
+        failing.get(&Part::Leaf(service.clone())).is_some_and(|failing| refusal(failing.kind))
     }
 
     pub fn outages(&self) -> watch::Receiver<u64> {
@@ -147,39 +205,69 @@ impl Link {
         }
     }
 
-    /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or,
-    /// in an outage, as soon as another part is answered again.
+    /// Makes the watches that matter most ask anew: what they wait for may have happened elsewhere.
+    pub fn ask_anew(&self) {
+        self.renewals.send_modify(|n| *n += 1);
+    }
+
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewals.subscribe()
+    }
+
+    /// Returns when it is time to ask again after `failures` in a row, the last with `error`: after the back-off, or
+    /// earlier: when another part is answered again, and for want of a good token when there is another.
     pub async fn pause(&self, failures: u32, error: &ApiError) {
         let mut recoveries = self.recoveries.subscribe();
+        let (together, token) = match error.kind() {
+            ErrorKind::Outage | ErrorKind::Status(_) | ErrorKind::Other => (true, false),
+            ErrorKind::Forbidden | ErrorKind::UnknownToken | ErrorKind::Token => (false, true),
+            ErrorKind::TooMany => (false, false),
+        };
         tokio::select! {
             () = tokio::time::sleep(backoff(failures, rand::random())) => {}
             // The sender lives in `self`.
-            _ = recoveries.changed(), if error.is_outage() => {}
+            _ = recoveries.changed(), if together => {}
+            () = self.another_token(), if token => {}
+        }
+    }
+
+    /// Returns when the token file holds another token than now.
+    async fn another_token(&self) {
+        let Some(token) = &self.token else { return std::future::pending().await };
+        let before = token.current().ok();
+        loop {
+            tokio::time::sleep(LOOK_AT_TOKEN).await;
+            if token.current().is_ok_and(|now| before.as_ref() != Some(&now)) {
+                return;
+            }
         }
     }
 
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
-        if matches!(error, ApiError::Forbidden { .. }) {
+        if matches!(error.kind(), ErrorKind::Forbidden | ErrorKind::UnknownToken) {
             inner.refused.entry(part.clone()).or_insert_with(Instant::now);
         } else {
             inner.refused.remove(part);
         }
         let outage = error.is_outage() && inner.failing.is_empty();
-        let text = error.to_string();
+        let (text, kind) = (error.to_string(), error.kind());
         inner.status.last_error = Some(text.clone());
-        let (failures, last) = inner.failing.entry(part.clone()).or_default();
-        *failures += 1;
-        let failures = *failures;
-        let news = *last != text;
-        last.clone_from(&text);
+        let before = inner.failing.remove(part);
+        // Not by its text: that may name ports and times, and differ each time.
+        let news = before.as_ref().is_none_or(|before| before.kind != kind);
+        let (times, since) = before.map_or((1, now), |before| (before.times.saturating_add(1), before.since));
+        inner.failing.insert(part.clone(), Failing { times, since, kind, text: text.clone() });
         let counts = part.reads_state() || error.is_outage();
-        if counts && failures >= FAILURES_TO_BE_LOST {
-            self.lose(&mut inner, &text, now);
+        let refused = matches!(kind, ErrorKind::Forbidden | ErrorKind::UnknownToken | ErrorKind::Token);
+        let sure = times >= FAILURES_TO_BE_LOST || refused;
+        if counts && sure {
+            self.lose(&mut inner, &text, since);
         } else if news && !counts {
             tracing::warn!(part = ?part, error = text, "control plane refuses; retrying");
         }
+        let failures = times;
         drop(inner);
         if outage {
             self.outages.send_modify(|n| *n += 1);
@@ -187,9 +275,14 @@ impl Link {
         failures
     }
 
-    /// Returns for how long `part` has been answered with nothing but "permission denied".
-    pub fn refused_for(&self, part: &Part) -> Option<Duration> {
-        self.lock().refused.get(part).map(Instant::elapsed)
+    /// Whether `part` has been refused, and nothing else, for so long that it is meant.
+    pub fn is_refused_for_good(&self, part: &Part) -> bool {
+        let inner = self.lock();
+        let (Some(since), Some(failing)) = (inner.refused.get(part), inner.failing.get(part)) else {
+            return false;
+        };
+        let long = if failing.kind == ErrorKind::UnknownToken { UNKNOWN } else { REFUSED };
+        since.elapsed() >= long
     }
 
     /// `part` ended on purpose.
@@ -226,7 +319,7 @@ impl Link {
 
     /// Brings the summary up to date after something got better.
     fn settle(&self, inner: &mut Inner) {
-        inner.status.last_error = inner.failing.values().next_back().map(|(_, text)| text.clone());
+        inner.status.last_error = inner.failing.values().next_back().map(|failing| failing.text.clone());
         if inner.failing.keys().any(Part::reads_state) || inner.status.last_contact.is_none() {
             return;
         }
@@ -238,7 +331,10 @@ impl Link {
             );
         }
         inner.lost = false;
-        inner.status.connected = true;
+        if !inner.status.connected {
+            inner.status.connected = true;
+            inner.status.connected_since = inner.status.last_contact;
+        }
         if !inner.status.from_disk_cache && inner.status.stale_since.take().is_some() {
             self.state.update(|mesh| mesh.stale_since = None);
         }

@@ -230,12 +230,24 @@ async fn heartbeat(shared: &Shared, service: &LocalService, listens: &Listens) -
         let update = CheckUpdate { status, output: output.clone() };
         match shared.client.put::<()>(&path, &update).await {
             Ok(()) => {}
-            // Consul 1.8 says 500 "Unknown check", later ones 404.
-            Err(ApiError::NotFound { .. } | ApiError::Status { .. }) => return Ok(false),
+            Err(error) if is_unknown(&error) => return Ok(false),
             Err(error) => return Err(error),
         }
     }
     Ok(true)
+}
+
+/// The agent does not know the check or service. Consul 1.8 says 500 with words, later ones 404.
+fn is_unknown(error: &ApiError) -> bool {
+    match error {
+        ApiError::NotFound { .. } => true,
+        ApiError::Status { reason, .. } => {
+            ["Unknown check", "Unknown service", "does not have associated TTL"]
+                .iter()
+                .any(|words| reason.contains(words))
+        }
+        _ => false,
+    }
 }
 
 /// Deregisters the service `id` and its mTLS end; that the agent does not know them is as good.
@@ -244,9 +256,8 @@ async fn deregister(shared: &Shared, id: &str) -> Result<(), ApiError> {
     for id in [id.to_owned(), proxy_id(id)] {
         let path = format!("/v1/agent/service/deregister/{}", escape(&id));
         match shared.client.put::<()>(&path, &()).await {
-            Ok(()) | Err(ApiError::NotFound { .. }) => {}
-            // Consul 1.8 says 500 to what it does not know.
-            Err(ApiError::Status { reason, .. }) if reason.starts_with("Unknown service") => {}
+            Ok(()) => {}
+            Err(error) if is_unknown(&error) => {}
             Err(error) => return Err(error),
         }
     }

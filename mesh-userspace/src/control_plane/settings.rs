@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub struct Settings {
     pub catalog_limit: usize,
     /// The disk cache lives in `control-plane/` below it.
     pub state_dir: PathBuf,
+    /// How long an instance that left the catalog is still served: [`super::LINGER`].
+    pub linger: Duration,
 }
 
 /// Where the API is, and what it takes to be let in.

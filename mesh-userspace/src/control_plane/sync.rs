@@ -21,7 +21,7 @@ use super::{
     discovery, leaf,
     link::{Link, Status},
     policy::{self, Policy},
-    register,
+    pulse, register,
     scope::Watched,
     settings::{LocalService, Settings},
     sight::Sight,
@@ -111,11 +111,12 @@ impl Sync {
         let cached = fill_from_cache(&shared, &local.borrow());
         let tasks = vec![
             spawn(shared.cache.clone().run()),
+            spawn(pulse::follow(Arc::clone(&shared))),
             spawn(trust::follow(Arc::clone(&shared))),
             spawn(discovery::follow(Arc::clone(&shared), local.clone(), cached.instances)),
             spawn(policy::follow(Arc::clone(&shared), local.clone(), cached.policy)),
             spawn(leaf::follow(Arc::clone(&shared), local.clone(), cached.leafs)),
-            spawn(leaf::drop_expired(Arc::clone(&shared))),
+            spawn(leaf::watch_expiry(Arc::clone(&shared))),
             spawn(audit::follow(Arc::clone(&shared), local.clone())),
             spawn(register::follow(Arc::clone(&shared), local)),
             spawn(note_contact(Arc::clone(&shared))),

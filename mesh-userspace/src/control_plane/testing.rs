@@ -23,6 +23,8 @@ pub fn settings(address: &str) -> Settings {
         datacenter_given: true,
         catalog_limit: 500,
         state_dir: PathBuf::from("/nonexistent"),
+        // What leaves is gone at once, so that tests see it go.
+        linger: std::time::Duration::ZERO,
     }
 }
 

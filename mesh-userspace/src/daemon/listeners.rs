@@ -12,7 +12,7 @@ use super::{kernel::Kernel, services::listen};
 use crate::{
     config::{Config, ControlPlane},
     control_plane::{
-        ApiAccess, ApiAddress, Kind, Settings, TokenSource,
+        ApiAccess, ApiAddress, Kind, LINGER, Settings, TokenSource,
         embedded::{self, Embedded},
     },
 };
@@ -142,5 +142,6 @@ pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
         datacenter_given: config.datacenter.is_some(),
         catalog_limit: config.catalog_limit,
         state_dir: config.state_dir.clone(),
+        linger: LINGER,
     }
 }

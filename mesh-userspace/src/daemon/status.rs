@@ -13,7 +13,7 @@ use crate::{
         WorkloadStatus,
     },
     config::{Config, Egress},
-    control_plane::Health,
+    control_plane::{Health, late_at},
     datapath::{
         direct::Direct,
         engine::WorkloadCgroup,
@@ -301,6 +301,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
 
 fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
     let mesh = daemon.mesh.load();
+    let plane = daemon.sync_status();
     let mut all: Vec<_> = mesh
         .leafs
         .iter()
@@ -313,6 +314,10 @@ fn certificates(daemon: &Daemon, now: SystemTime) -> Vec<CertificateStatus> {
                 Ok(left) => seconds(left),
                 Err(over) => -seconds(over.duration()),
             },
+            late: late_at(leaf) <= now,
+            renewal_error: plane
+                .as_ref()
+                .and_then(|plane| plane.why_not_renewed(service, late_at(leaf) <= now)),
         })
         .collect();
     all.sort_by(|a, b| a.service.cmp(&b.service));
@@ -330,7 +335,7 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         kind: status.kind.to_string(),
         address: status.address,
         connected: status.connected,
-        since: status.last_contact.filter(|_| status.connected).map(Timestamp),
+        since: status.connected_since.filter(|_| status.connected).map(Timestamp),
         stale_since: status.stale_since.map(Timestamp),
         last_error: status.last_error,
         index: status.index,

@@ -1,8 +1,9 @@
-//! What the maps should hold: a pure function of what the host knows.
+//! What the maps should hold: a function of what the host knows, which leaves out what cannot have changed.
 
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use mesh_common::{
@@ -14,7 +15,7 @@ use mesh_common::{
 };
 
 use super::{classify::Classified, names::Names};
-use crate::{identity::ServiceName, state::Mesh};
+use crate::{catalog::Catalog, identity::ServiceName, intention::Intentions, state::Mesh};
 
 /// A service of this host, as far as the kernel cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,26 +42,78 @@ pub struct View<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Desired {
     pub workloads: HashMap<u64, Workload>,
-    pub destinations: HashMap<Endpoint, Destination>,
+    /// `None`: the same as last time.
+    pub destinations: Option<HashMap<Endpoint, Destination>>,
     pub protected: HashMap<ProtectedKey, Protected>,
-    pub policy: HashMap<PolicyKey, u32>,
+    /// `None`: the same as last time.
+    pub policy: Option<HashMap<PolicyKey, u32>>,
     pub host_addrs: HashMap<Addr, u32>,
     pub settings: Settings,
 }
 
+/// What [`Desired`] was made from last time.
+#[derive(Debug, Default)]
+pub struct Seen {
+    catalog: Option<Arc<Catalog>>,
+    intentions: Option<Arc<Intentions>>,
+    local: HashSet<ServiceName>,
+    addresses: HashSet<IpAddr>,
+    /// Nothing was seen, or the maps do not hold all of it.
+    stale: bool,
+}
+
+impl Seen {
+    pub fn nothing() -> Self {
+        Self { stale: true, ..Self::default() }
+    }
+
+    /// Has all of it made and written anew next time.
+    pub fn forget(&mut self) {
+        self.stale = true;
+    }
+
+    /// Takes in what is there now; returns whether destinations, and the policy, may be others than before.
+    fn compare(&mut self, view: &View<'_>, local: &HashSet<&ServiceName>) -> (bool, bool) {
+        let same = |a: Option<*const ()>, b: Option<*const ()>| a == b;
+        let catalog = same(address(&self.catalog), address(&view.mesh.catalog));
+        let intentions = same(address(&self.intentions), address(&view.mesh.intentions));
+        let locals = self.local.len() == local.len() && local.iter().all(|name| self.local.contains(*name));
+        let addresses = self.addresses == *view.addresses;
+        let stale = std::mem::take(&mut self.stale);
+        // Held, so that no later one gets the same address.
+        self.catalog.clone_from(&view.mesh.catalog);
+        self.intentions.clone_from(&view.mesh.intentions);
+        if !locals {
+            self.local = local.iter().copied().cloned().collect();
+        }
+        if !addresses {
+            self.addresses.clone_from(view.addresses);
+        }
+        (stale || !catalog || !addresses, stale || !catalog || !intentions || !locals)
+    }
+}
+
+/// Returns the address of what is shared, to compare it by.
+fn address<T>(shared: &Option<Arc<T>>) -> Option<*const ()> {
+    shared.as_ref().map(|shared| Arc::as_ptr(shared).cast())
+}
+
 /// Returns what the maps should hold, and the entries of `NAMES` that are new.
-pub fn desired(view: &View<'_>, names: &mut Names) -> (Desired, Vec<(ServiceId, Name)>) {
+pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired, Vec<(ServiceId, Name)>) {
     let local: HashSet<&ServiceName> = view
         .services
         .iter()
         .map(|s| &s.name)
         .chain(view.workloads.values().filter_map(|w| w.service.as_ref()))
         .collect();
+    let (destinations_moved, policy_moved) = seen.compare(view, &local);
     let catalog = view.mesh.catalog.as_deref();
+    // Others have their numbers already, when neither moved.
+    let instances = catalog.filter(|_| destinations_moved || policy_moved);
     let known: HashSet<&ServiceName> = local
         .iter()
         .copied()
-        .chain(catalog.into_iter().flat_map(|c| c.instances().map(|i| &i.service)))
+        .chain(instances.into_iter().flat_map(|c| c.instances().map(|i| &i.service)))
         .collect();
     let added = names.assign(known.iter().copied());
     let id = |name: &ServiceName| names.id(name).expect("every known name was assigned above");
@@ -73,19 +126,21 @@ pub fn desired(view: &View<'_>, names: &mut Names) -> (Desired, Vec<(ServiceId, 
                 (*cgroup, Workload { service: c.service.as_ref().map_or(0, id), flags: c.flags })
             })
             .collect(),
-        destinations: catalog
-            .into_iter()
-            .flat_map(|c| c.instances())
-            .filter(|i| !(i.node == view.node && is_own(i.address.ip(), view.addresses)))
-            .map(|i| (Endpoint::from(i.address), Destination { service: id(&i.service), pad: 0 }))
-            .collect(),
+        destinations: destinations_moved.then(|| {
+            catalog
+                .into_iter()
+                .flat_map(|c| c.instances())
+                .filter(|i| !(i.node == view.node && is_own(i.address.ip(), view.addresses)))
+                .map(|i| (Endpoint::from(i.address), Destination { service: id(&i.service), pad: 0 }))
+                .collect()
+        }),
         protected: view
             .services
             .iter()
             .filter_map(|s| Some((s, s.port?)))
             .map(|(s, port)| protected(s, port, id))
             .collect(),
-        policy: policy(view.mesh, &local, &known, id),
+        policy: policy_moved.then(|| policy(view.mesh, &local, &known, id)),
         host_addrs: view.addresses.iter().map(|ip| (Addr::from(*ip), 1)).collect(),
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
@@ -154,6 +209,10 @@ mod tests {
     }
 
     fn build(mesh: &Mesh, names: &mut Names) -> Desired {
+        build_after(mesh, names, &mut Seen::nothing())
+    }
+
+    fn build_after(mesh: &Mesh, names: &mut Names, seen: &mut Seen) -> Desired {
         let services = [LocalService { name: name("web"), port: Some(80), permissive: false }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
@@ -167,7 +226,7 @@ mod tests {
             same_host_mtls: false,
             mesh,
         };
-        desired(&view, names).0
+        desired(&view, names, seen).0
     }
 
     fn mesh(action: Action) -> Mesh {
@@ -196,8 +255,8 @@ mod tests {
             source: names.id(&name("web")).unwrap(),
             destination: names.id(&name("db")).unwrap(),
         };
-        assert_eq!(allowed.policy, HashMap::from([(key, POLICY_ALLOW)]));
-        assert!(build(&mesh(Action::Deny), &mut names).policy.is_empty());
+        assert_eq!(allowed.policy, Some(HashMap::from([(key, POLICY_ALLOW)])));
+        assert_eq!(build(&mesh(Action::Deny), &mut names).policy, Some(HashMap::new()));
     }
 
     #[test]
@@ -205,7 +264,7 @@ mod tests {
         let mut names = Names::default();
         let all = build(&mesh(Action::Allow), &mut names);
         let db: std::net::SocketAddr = "10.0.0.2:5432".parse().unwrap();
-        assert_eq!(all.destinations.keys().copied().collect::<Vec<_>>(), [Endpoint::from(db)]);
+        assert_eq!(all.destinations.unwrap().keys().copied().collect::<Vec<_>>(), [Endpoint::from(db)]);
         assert_eq!(all.protected.keys().copied().collect::<Vec<_>>(), [ProtectedKey::new(Port::new(80))]);
     }
 
@@ -214,8 +273,26 @@ mod tests {
         let mut names = Names::default();
         let cold = build(&Mesh::default(), &mut names);
         assert_eq!(cold.settings.flags & SETTINGS_SYNCED, 0);
-        assert!(cold.policy.is_empty() && cold.destinations.is_empty());
+        assert!(cold.policy.unwrap().is_empty() && cold.destinations.unwrap().is_empty());
         assert_eq!(cold.protected.len(), 1, "protection does not wait for the control plane");
         assert_eq!(build(&mesh(Action::Allow), &mut names).settings.flags & SETTINGS_SYNCED, SETTINGS_SYNCED);
+    }
+    #[test]
+    fn only_what_may_have_changed_is_made_anew() {
+        let (mut names, mut seen) = (Names::default(), Seen::nothing());
+        let made = |desired: &Desired| (desired.destinations.is_some(), desired.policy.is_some());
+        let mut current = mesh(Action::Allow);
+        assert_eq!(made(&build_after(&current, &mut names, &mut seen)), (true, true));
+        current.stale_since = Some(std::time::SystemTime::UNIX_EPOCH);
+        assert_eq!(made(&build_after(&current, &mut names, &mut seen)), (false, false));
+        current.intentions = mesh(Action::Deny).intentions;
+        let denied = build_after(&current, &mut names, &mut seen);
+        assert_eq!((denied.destinations, denied.policy), (None, Some(HashMap::new())));
+        current.catalog = mesh(Action::Deny).catalog;
+        assert_eq!(made(&build_after(&current, &mut names, &mut seen)), (true, true));
+        seen.forget();
+        assert_eq!(made(&build_after(&current, &mut names, &mut seen)), (true, true));
+        current.catalog = None;
+        assert_eq!(build_after(&current, &mut names, &mut seen).destinations, Some(HashMap::new()));
     }
 }

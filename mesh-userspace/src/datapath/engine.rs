@@ -21,7 +21,7 @@ use mesh_common::{
 use super::{
     cgroup::{CgroupError, Governed, id_of, process_count},
     classify::{Classifier, WorkloadRule},
-    desired::{LocalService, View, desired},
+    desired::{LocalService, Seen, View, desired},
     direct::{Direct, DirectMap, monotonic},
     events::{KernelLog, Recent},
     flows::{self, FlowMap},
@@ -65,6 +65,8 @@ pub struct Engine {
     loaded: Loaded,
     tables: Tables,
     names: Names,
+    /// What the maps were made from.
+    seen: Seen,
     classifier: Classifier,
     direct: DirectMap,
     pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
@@ -145,6 +147,7 @@ impl Engine {
             loaded,
             tables,
             names,
+            seen: Seen::nothing(),
             classifier,
             addresses,
             netns,
@@ -244,8 +247,11 @@ impl Engine {
             same_host_mtls: self.same_host_mtls,
             mesh,
         };
-        let (desired, names) = desired(&view, &mut self.names);
+        let (desired, names) = desired(&view, &mut self.names, &mut self.seen);
         let applied = self.tables.apply(desired, names, Instant::now());
+        if applied.is_err() || !self.tables.is_settled() {
+            self.seen.forget();
+        }
         self.trouble = applied.as_ref().err().map(ToString::to_string);
         applied?;
         self.loaded.retire_other_schemas();

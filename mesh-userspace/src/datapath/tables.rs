@@ -42,6 +42,8 @@ struct Table<K: Pod, V: Pod> {
     name: &'static str,
     map: BpfHashMap<MapData, K, V>,
     held: HashMap<K, V>,
+    /// The kernel refused a change of it last time.
+    refused: bool,
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
@@ -49,20 +51,25 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         let map = BpfHashMap::<MapData, K, V>::try_from(take(ebpf, name)?)
             .map_err(|source| TableError::Map { name, source })?;
         let held = map.iter().collect::<Result<_, _>>().map_err(|source| TableError::Map { name, source })?;
-        Ok(Self { name, map, held })
+        Ok(Self { name, map, held, refused: false })
     }
 
     /// Removes what is not wanted; returns whether there was any.
-    fn shrink(&mut self, wanted: &HashMap<K, V>) -> bool {
-        let gone: Vec<K> = self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-        let any = !gone.is_empty();
-        for key in gone {
-            match self.map.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => drop(self.held.remove(&key)),
-                Err(error) => tracing::error!(map = self.name, %error, "cannot remove an entry"),
+    fn shrink(&mut self, wanted: impl Fn(&K) -> bool) -> bool {
+        self.refused = false;
+        let gone: Vec<K> = self.held.keys().filter(|key| !wanted(key)).copied().collect();
+        gone.iter().for_each(|key| self.remove(key));
+        !gone.is_empty()
+    }
+
+    fn remove(&mut self, key: &K) {
+        match self.map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => drop(self.held.remove(key)),
+            Err(error) => {
+                self.refused = true;
+                tracing::error!(map = self.name, %error, "cannot remove an entry");
             }
         }
-        any
     }
 
     /// Writes what is wanted; returns the keys that the map did not take.
@@ -96,7 +103,8 @@ pub struct Tables {
     names: Table<ServiceId, Name>,
     settings: Array<MapData, Settings>,
     current: Option<Settings>,
-    retired: HashMap<Endpoint, (Destination, Instant)>,
+    /// Destinations that left, and when.
+    retired: HashMap<Endpoint, Instant>,
     /// Entries that `NAMES` has not taken yet.
     unwritten: HashMap<ServiceId, Name>,
     /// The last change took an allowed pair away.
@@ -177,6 +185,11 @@ impl Tables {
         self.policy.held.contains_key(&key)
     }
 
+    /// Whether the maps hold all that they should; what they do not is tried again.
+    pub fn is_settled(&self) -> bool {
+        self.incomplete.is_empty() && !self.policy.refused && !self.destinations.refused
+    }
+
     /// Brings the maps to `desired`; `names` are entries of `NAMES` that are new.
     pub fn apply(
         &mut self,
@@ -184,17 +197,19 @@ impl Tables {
         names: Vec<(ServiceId, Name)>,
         now: Instant,
     ) -> Result<(), TableError> {
-        self.retire(&mut desired, now);
         self.incomplete.clear();
         self.unwritten.extend(names);
-        self.shrunk = self.policy.shrink(&desired.policy);
+        self.shrunk = desired.policy.as_ref().is_some_and(|p| self.policy.shrink(|key| p.contains_key(key)));
         let refused = self.names.grow(&self.unwritten);
         self.unwritten.retain(|id, _| refused.contains(id));
         for (name, full) in [
             (map::NAMES, !refused.is_empty()),
             (map::HOST_ADDRS, !self.host_addrs.grow(&desired.host_addrs).is_empty()),
             (map::PROTECTED, !self.protected.grow(&desired.protected).is_empty()),
-            (map::DESTINATIONS, !self.destinations.grow(&desired.destinations).is_empty()),
+            (
+                map::DESTINATIONS,
+                desired.destinations.as_ref().is_some_and(|d| !self.destinations.grow(d).is_empty()),
+            ),
         ] {
             if full {
                 self.incomplete.push(name);
@@ -203,13 +218,13 @@ impl Tables {
         if !self.incomplete.is_empty() {
             desired.settings.flags |= SETTINGS_INCOMPLETE;
         }
-        self.workloads.shrink(&desired.workloads);
+        self.workloads.shrink(|key| desired.workloads.contains_key(key));
         // A cgroup that found no room stays unclassified: the mesh is denied to it, and to all younger ones.
         if let Some(oldest) = self.workloads.grow(&desired.workloads).into_iter().min() {
             self.incomplete.push(map::WORKLOADS);
             desired.settings.classified_up_to = desired.settings.classified_up_to.min(oldest - 1);
         }
-        if !self.policy.grow(&desired.policy).is_empty() {
+        if desired.policy.as_ref().is_some_and(|policy| !self.policy.grow(policy).is_empty()) {
             self.incomplete.push(map::POLICY);
         }
         if self.current != Some(desired.settings) {
@@ -218,27 +233,33 @@ impl Tables {
                 .map_err(|source| TableError::Map { name: map::SETTINGS, source })?;
             self.current = Some(desired.settings);
         }
-        self.destinations.shrink(&desired.destinations);
-        self.protected.shrink(&desired.protected);
-        self.host_addrs.shrink(&desired.host_addrs);
+        self.retire(&desired, now);
+        self.protected.shrink(|key| desired.protected.contains_key(key));
+        self.host_addrs.shrink(|key| desired.host_addrs.contains_key(key));
         Ok(())
     }
 
-    /// Keeps destinations that just left.
-    fn retire(&mut self, desired: &mut Desired, now: Instant) {
-        for (endpoint, destination) in &self.destinations.held {
-            if !desired.destinations.contains_key(endpoint) {
-                self.retired.entry(*endpoint).or_insert((*destination, now));
+    /// Removes destinations that left long ago, or have become this host's own; those that just left stay.
+    fn retire(&mut self, desired: &Desired, now: Instant) {
+        if let Some(wanted) = &desired.destinations {
+            for endpoint in self.destinations.held.keys().filter(|endpoint| !wanted.contains_key(endpoint)) {
+                self.retired.entry(*endpoint).or_insert(now);
             }
+            self.retired.retain(|endpoint, _| !wanted.contains_key(endpoint));
+            self.destinations.refused = false;
         }
-        let own = &desired.host_addrs;
-        self.retired.retain(|endpoint, (_, since)| {
-            !desired.destinations.contains_key(endpoint)
-                && !own.contains_key(&endpoint.addr)
-                && now.saturating_duration_since(*since) < LINGER
-        });
-        for (endpoint, (destination, _)) in &self.retired {
-            desired.destinations.insert(*endpoint, *destination);
+        let over: Vec<Endpoint> = self
+            .retired
+            .iter()
+            .filter(|(endpoint, since)| {
+                desired.host_addrs.contains_key(&endpoint.addr)
+                    || now.saturating_duration_since(**since) >= LINGER
+            })
+            .map(|(endpoint, _)| *endpoint)
+            .collect();
+        for endpoint in over {
+            self.retired.remove(&endpoint);
+            self.destinations.remove(&endpoint);
         }
     }
 }

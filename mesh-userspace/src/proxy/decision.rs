@@ -1,6 +1,6 @@
 //! Who may connect to whom, with which certificate: pure decisions over one view of the mesh.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use super::{
     flow::{Direction, Flow, Origin},
@@ -9,7 +9,7 @@ use super::{
 use crate::{
     catalog::Instance,
     identity::{Leaf, Roots, ServiceName, SpiffeId},
-    intention::{Action, Intention},
+    intention::{Action, Intention, Intentions},
     state::Mesh,
 };
 
@@ -93,10 +93,42 @@ pub(super) fn recheck(mesh: &Mesh, flow: &Flow) -> Option<Reason> {
     authorize(mesh, source, destination).is_err().then_some(Reason::Revoked)
 }
 
+/// What [`recheck`] looks at. While it is the same, no flow's verdict is another one.
+#[derive(Debug)]
+pub(super) struct Grounds {
+    intentions: Option<Arc<Intentions>>,
+    has_roots: bool,
+    has_catalog: bool,
+    identities: HashSet<ServiceName>,
+}
+
+impl Grounds {
+    pub fn of(mesh: &Mesh) -> Self {
+        Self {
+            intentions: mesh.intentions.clone(),
+            has_roots: mesh.roots.is_some(),
+            has_catalog: mesh.catalog.is_some(),
+            identities: mesh.leafs.keys().cloned().collect(),
+        }
+    }
+
+    pub fn are_those_of(&self, mesh: &Mesh) -> bool {
+        let intentions = match (&self.intentions, &mesh.intentions) {
+            (Some(own), Some(others)) => Arc::ptr_eq(own, others),
+            (own, others) => own.is_none() && others.is_none(),
+        };
+        intentions
+            && self.has_roots == mesh.roots.is_some()
+            && self.has_catalog == mesh.catalog.is_some()
+            && self.identities.len() == mesh.leafs.len()
+            && mesh.leafs.keys().all(|name| self.identities.contains(name))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{catalog::Catalog, intention::Intentions, tls::test_pki::Ca};
+    use crate::{catalog::Catalog, tls::test_pki::Ca};
 
     fn mesh() -> Mesh {
         let ca = Ca::new("td.consul");
@@ -150,6 +182,33 @@ mod tests {
         let route = route_of(&mesh(), &origin(), SystemTime::now()).ok().unwrap();
         assert_eq!(route.instance.mesh, "10.0.0.2:21000".parse().unwrap());
         assert_eq!(route.identity.leaf.id.service.as_str(), "web");
+    }
+
+    #[test]
+    fn grounds_for_another_verdict_are_all_that_a_live_flow_can_lose_and_not_the_catalog() {
+        type Change = fn(&mut Mesh);
+        let before = mesh();
+        let changed = |change: Change| {
+            let mut now = before.clone();
+            change(&mut now);
+            !Grounds::of(&before).are_those_of(&now)
+        };
+        let loses: [Change; 4] = [
+            |mesh| mesh.intentions = Some(Arc::default()),
+            |mesh| mesh.intentions = None,
+            |mesh| mesh.roots = None,
+            |mesh| mesh.leafs.clear(),
+        ];
+        assert!(loses.into_iter().all(changed));
+        let keeps: [Change; 3] = [
+            |mesh| mesh.catalog = Some(Arc::default()),
+            |mesh| mesh.stale_since = Some(SystemTime::UNIX_EPOCH),
+            |mesh| {
+                let leaf = Ca::new("td.consul").leaf("web");
+                mesh.leafs.insert(leaf.id.service.clone(), leaf);
+            },
+        ];
+        assert!(!keeps.into_iter().any(changed));
     }
 
     #[test]

@@ -176,6 +176,22 @@ impl Consul {
         process.wait();
     }
 
+    /// Asks it to end, upon which a client agent leaves the cluster: its node and services are out of the catalog.
+    #[track_caller]
+    pub fn leave(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.signal(Signal::SIGTERM);
+        process.wait();
+    }
+
+    /// Deletes all that it knew, while it does not run.
+    #[track_caller]
+    pub fn lose_data(&self) {
+        assert!(self.process.is_none(), "it runs");
+        let data = self.config.with_file_name("data");
+        std::fs::remove_dir_all(&data).unwrap_or_else(|e| panic!("{}: {e}", data.display()));
+    }
+
     /// Its process, to stop and continue.
     #[track_caller]
     pub fn process(&mut self) -> &mut Process {

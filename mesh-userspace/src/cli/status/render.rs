@@ -10,8 +10,6 @@ use crate::{
 
 /// Recent flows beyond this number are counted, not shown.
 const MOST_RECENT: usize = 10;
-/// A certificate with less left than this stands out.
-const SOON: i64 = 600;
 
 /// Returns the report for people. Sections without content are left out, but for workloads and flows.
 pub fn report(report: &StatusReport, style: Style) -> String {
@@ -238,12 +236,13 @@ fn certificates(report: &StatusReport, style: Style) -> String {
     if report.certificates.is_empty() {
         return String::new();
     }
-    let mut table = Table::new(&["SERVICE", "LEFT", "NOT AFTER", "SERIAL", "SPIFFE ID"], &[4, 3]);
+    let mut table =
+        Table::new(&["SERVICE", "LEFT", "NOT AFTER", "RENEWAL", "SERIAL", "SPIFFE ID"], &[5, 4, 3]);
     for certificate in &report.certificates {
         let left = match certificate.seconds_left {
             ..=0 => Cell::coloured("expired", Colour::Bad),
             left => {
-                let colour = if left < SOON { Colour::Warning } else { Colour::Good };
+                let colour = if certificate.late { Colour::Warning } else { Colour::Good };
                 Cell::coloured(age(Duration::from_secs(left.unsigned_abs())), colour)
             }
         };
@@ -251,6 +250,11 @@ fn certificates(report: &StatusReport, style: Style) -> String {
             certificate.service.as_str().into(),
             left,
             certificate.not_after.to_string().into(),
+            match &certificate.renewal_error {
+                Some(error) => Cell::coloured(error, Colour::Warning),
+                None if certificate.late => Cell::coloured("overdue", Colour::Warning),
+                None => "in time".into(),
+            },
             certificate.serial.as_str().into(),
             certificate.spiffe_id.as_str().into(),
         ]);

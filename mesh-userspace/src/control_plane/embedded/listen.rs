@@ -16,6 +16,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -25,8 +26,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Connections that one door serves at once; each waiting watcher is one.
-const MAX_CONNECTIONS: usize = 8192;
+/// Connections that one door serves at once, as far as the process may have so many files; each waiting watcher is one.
+const MAX_CONNECTIONS: usize = 65_536;
 /// A client that takes longer for a TLS handshake is cut.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection without a whole request for so long is closed. Longer than clients keep idle ones (Go: 90 s), so that
@@ -118,7 +119,7 @@ impl Doorkeeper {
         O: Future<Output = Option<T>> + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(max_connections()));
         loop {
             let next = async {
                 let place =
@@ -143,6 +144,12 @@ impl Doorkeeper {
             }
         }
     }
+}
+
+/// Leaves a quarter of the files to everything else that the process does.
+fn max_connections() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    usize::try_from(limit / 4 * 3).map_or(MAX_CONNECTIONS, |most| most.clamp(64, MAX_CONNECTIONS))
 }
 
 async fn accept_tcp(listener: &TcpListener) -> io::Result<TcpStream> {

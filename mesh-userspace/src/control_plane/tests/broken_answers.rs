@@ -78,6 +78,7 @@ async fn truncated_oversized_and_malformed_answers_are_errors() {
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n[", (64u64 << 20) + 1)
         }
         "/v1/no-json" => ok("", "<html>"),
+        "/v1/login" => ok("Content-Type: text/html; charset=utf-8\r\n", ""),
         "/v1/garbage-index" => ok("X-Consul-Index: -1\r\n", "[]"),
         "/v1/no-http" => "SSH-2.0-OpenSSH\r\n".to_owned(),
         "/v1/500" => "HTTP/1.1 500 Oops\r\nContent-Length: 17\r\n\r\nNo cluster leader".to_owned(),
@@ -94,14 +95,16 @@ async fn truncated_oversized_and_malformed_answers_are_errors() {
         assert!(matches!(error, ApiError::Broken { .. }) && error.is_outage(), "{path}: {error}");
     }
     assert!(matches!(error("/v1/oversized").await, ApiError::TooLarge { .. }));
-    for path in ["/v1/no-json", "/v1/garbage-index"] {
+    for path in ["/v1/no-json", "/v1/garbage-index", "/v1/login"] {
         assert!(matches!(error(path).await, ApiError::Malformed { .. }), "{path}");
     }
+    let registered = client.put::<()>("/v1/login", &()).await;
+    assert!(registered.is_err(), "a login page is no success, though its status says so");
     assert!(matches!(error("/v1/no-http").await, ApiError::Broken { .. }));
     assert!(
         matches!(error("/v1/500").await, ApiError::Status { reason, .. } if reason == "No cluster leader")
     );
-    assert!(matches!(error("/v1/429").await, ApiError::Status { .. }));
+    assert!(matches!(error("/v1/429").await, ApiError::TooMany { .. }));
     assert!(matches!(error("/v1/withheld").await, ApiError::Forbidden { .. }));
 }
 

@@ -11,6 +11,7 @@
 //! probe flood ADDRESS COUNT                     COUNT connections at once, each echoing; prints one line of JSON
 //! probe storm ADDRESS COUNT                     connections all the time by COUNT threads, each echoing, until stdin ends
 //!                                               or one fails; prints `storming`, then one line of JSON
+//! probe steady ADDRESS                          connections one after the other until stdin ends; the same
 //! probe transfer ADDRESS MEBIBYTES              both ways at once through an echo server, compared; one line of JSON
 //! probe ping ADDRESS                            numbered messages on one connection until stdin ends; the same
 //! ```
@@ -61,6 +62,7 @@ fn act(words: &[&str]) -> Result<ExitCode, String> {
         ["hold", at, count] => many::hold(address(at)?, number(count)?),
         ["flood", at, count] => Ok(report(&many::flood(address(at)?, number(count)?))),
         ["storm", at, count] => Ok(report(&many::storm(address(at)?, number(count)?))),
+        ["steady", at] => Ok(report(&many::steady(address(at)?))),
         ["transfer", at, size] => Ok(report(&transfer::transfer(address(at)?, number(size)?))),
         ["ping", at] => Ok(report(&many::ping(address(at)?))),
         _ => Err("unknown command line, see the top of tests/src/bin/probe/main.rs".to_owned()),

@@ -150,6 +150,41 @@ pub fn ping(to: SocketAddr) -> Value {
     json!({"ok": error.is_none(), "rounds": rounds, "longest_ms": longest, "error": error})
 }
 
+/// Opens one connection after the other to an echo server until stdin ends; each has its own message echoed, closes,
+/// and must see the end of the stream. Says `steady` after the first. Returns `ok` (none failed), `done`, `failed` (how
+/// often which error), `first_failure` (after how many milliseconds) and `longest_ms`.
+pub fn steady(to: SocketAddr) -> Value {
+    let enough = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&enough);
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0; 1]);
+        told.store(true, Ordering::Relaxed);
+    });
+    let began = Instant::now();
+    let (mut done, mut longest) = (0_usize, 0);
+    let mut failed: BTreeMap<String, usize> = BTreeMap::new();
+    let mut first_failure = None;
+    while !enough.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        match flood_one(to, done) {
+            Ok(()) => done += 1,
+            Err(e) => {
+                first_failure.get_or_insert(began.elapsed().as_millis());
+                *failed.entry(name_of(&e)).or_default() += 1;
+            }
+        }
+        longest = longest.max(start.elapsed().as_millis());
+        if done + failed.values().sum::<usize>() == 1 {
+            println!("steady");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    json!({
+        "ok": failed.is_empty(), "done": done, "failed": failed, "first_failure": first_failure,
+        "longest_ms": longest,
+    })
+}
+
 /// Has `message` echoed.
 fn round(stream: &mut TcpStream, message: &[u8]) -> std::io::Result<()> {
     stream.write_all(message)?;

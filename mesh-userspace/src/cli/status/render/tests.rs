@@ -92,6 +92,8 @@ fn fixture() -> StatusReport {
             serial: "0a:0b".into(),
             not_after: moment(3600),
             seconds_left: 3600,
+            late: false,
+            renewal_error: None,
         }],
         control_plane: ControlPlaneStatus {
             kind: "embedded".into(),
@@ -139,8 +141,8 @@ RECENT (1)
   psql[1234]  batch → db  10.0.0.2:5432  denied  0 B↑ 0 B↓    12s  no intention allows batch → db
 
 CERTIFICATES (1)
-  SERVICE  LEFT   NOT AFTER             SERIAL  SPIFFE ID
-  web      1h00m  2023-11-14T23:13:20Z  0a:0b   \
+  SERVICE  LEFT   NOT AFTER             RENEWAL  SERIAL  SPIFFE ID
+  web      1h00m  2023-11-14T23:13:20Z  in time  0a:0b   \
 spiffe://11111111-2222-3333-4444-555555555555.consul/ns/default/dc/dc1/svc/web
 
 EXEMPT (1)
