@@ -88,6 +88,11 @@ impl Status {
 /// One failed question may be a closed idle connection; two in a row are a fault. A refusal is one at once.
 const FAILURES_TO_BE_LOST: u32 = 2;
 
+/// A permission that is missing for so long is meant: a token that is being replaced has it again sooner.
+const REFUSED: Duration = Duration::from_secs(15);
+/// The same of a token that is unknown: it is replaced by people, or the servers have lost it for a moment.
+const UNKNOWN: Duration = Duration::from_secs(60);
+
 /// How often a token file is looked at while the token in it does not do.
 const LOOK_AT_TOKEN: Duration = Duration::from_millis(500);
 
@@ -107,7 +112,7 @@ struct Inner {
     status: Status,
     /// The parts that fail.
     failing: BTreeMap<Part, Failing>,
-    /// Since when parts are refused for want of a permission.
+    /// Since when parts are refused, and nothing else.
     refused: BTreeMap<Part, Instant>,
     /// The log has said that it is lost.
     lost: bool,
@@ -234,8 +239,7 @@ impl Link {
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
-        // That a token is unknown may be the server's loss; that one does not grant it is what somebody decided.
-        if error.kind() == ErrorKind::Forbidden {
+        if matches!(error.kind(), ErrorKind::Forbidden | ErrorKind::UnknownToken) {
             inner.refused.entry(part.clone()).or_insert_with(Instant::now);
         } else {
             inner.refused.remove(part);
@@ -264,9 +268,14 @@ impl Link {
         failures
     }
 
-    /// Returns for how long `part` has been answered with nothing but "permission denied".
-    pub fn refused_for(&self, part: &Part) -> Option<Duration> {
-        self.lock().refused.get(part).map(Instant::elapsed)
+    /// Whether `part` has been refused, and nothing else, for so long that it is meant.
+    pub fn is_refused_for_good(&self, part: &Part) -> bool {
+        let inner = self.lock();
+        let (Some(since), Some(failing)) = (inner.refused.get(part), inner.failing.get(part)) else {
+            return false;
+        };
+        let long = if failing.kind == ErrorKind::UnknownToken { UNKNOWN } else { REFUSED };
+        since.elapsed() >= long
     }
 
     /// `part` ended on purpose.
