@@ -163,6 +163,11 @@ impl Link {
         Status { leaf_errors: leaf_errors.collect(), ..inner.status.clone() }
     }
 
+    /// The control plane says that `service` may not have a leaf: not that it cannot be asked.
+    pub fn leaf_is_forbidden(&self, service: &ServiceName) -> bool {
+        self.lock().refused.contains_key(&Part::Leaf(service.clone()))
+    }
+
     pub fn outages(&self) -> watch::Receiver<u64> {
         self.outages.subscribe()
     }
