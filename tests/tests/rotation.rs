@@ -173,7 +173,8 @@ fn three_rotations_under_load_refuse_nothing_and_the_old_roots_leave() {
         let before = serials(&mesh);
         mesh.a.cli(&["ca", "rotate"]).ok();
         until_renewed(&mesh, &before);
-        assert_eq!(roots(&mesh.a).len(), n + 1);
+        // The ones before stay until their last leaf has expired, a minute later.
+        assert!((2..=n + 1).contains(&roots(&mesh.a).len()), "{:?}", roots(&mesh.a));
     }
     let newest = roots(&mesh.a)[0]["RootCert"].as_str().unwrap().to_owned();
     until_chains_to(&mesh.a, "web", &newest);
@@ -181,7 +182,7 @@ fn three_rotations_under_load_refuse_nothing_and_the_old_roots_leave() {
     load.some_more();
     let start = Instant::now();
     while roots(&mesh.a).len() > 1 {
-        assert!(start.elapsed() < Duration::from_secs(90) * wait::slowness(), "the old roots stay");
+        assert!(start.elapsed() < Duration::from_secs(240) * wait::slowness(), "the old roots stay");
         std::thread::sleep(Duration::from_millis(500));
     }
     assert_eq!(roots(&mesh.a)[0]["RootCert"], newest);

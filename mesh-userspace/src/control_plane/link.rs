@@ -244,12 +244,14 @@ impl Link {
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
-        if matches!(error.kind(), ErrorKind::Forbidden | ErrorKind::UnknownToken) {
-            inner.refused.entry(part.clone()).or_insert_with(Instant::now);
-        } else {
+        let same_as_before = inner.failing.get(part).is_some_and(|before| before.kind == error.kind());
+        if !matches!(error.kind(), ErrorKind::Forbidden | ErrorKind::UnknownToken) {
             inner.refused.remove(part);
+        } else if !(same_as_before && inner.refused.contains_key(part)) {
+            // Another refusal is another matter: its grace begins now.
+            inner.refused.insert(part.clone(), Instant::now());
         }
-        let outage = error.is_outage() && inner.failing.is_empty();
+        let outage = error.is_outage() && !inner.failing.values().any(|f| f.kind == ErrorKind::Outage);
         let (text, kind) = (error.to_string(), error.kind());
         inner.status.last_error = Some(text.clone());
         let before = inner.failing.remove(part);
@@ -318,7 +320,9 @@ impl Link {
     /// Brings the summary up to date after something got better.
     fn settle(&self, inner: &mut Inner) {
         inner.status.last_error = inner.failing.values().next_back().map(|failing| failing.text.clone());
-        if inner.failing.keys().any(Part::reads_state) || inner.status.last_contact.is_none() {
+        let counts =
+            |(part, failing): (&Part, &Failing)| part.reads_state() || failing.kind == ErrorKind::Outage;
+        if inner.failing.iter().any(counts) || inner.status.last_contact.is_none() {
             return;
         }
         if inner.lost || !inner.status.connected {
