@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::ServiceName;
 
-/// One passing instance of a service that takes mTLS.
+/// One instance of a service that takes mTLS, passing or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     pub service: ServiceName,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// How long something may take that normally takes milliseconds. A test that passes never waits for it.
 pub fn patience() -> Duration {
-    Duration::from_secs(30) * slowness()
+    Duration::from_secs(60) * slowness()
 }
 
 /// How much slower this machine is than one that tests are written on: an emulated guest (`vm-test` says so) is.

@@ -150,6 +150,11 @@ fn a_real_consul_lets_its_cli_do_the_same() {
     let a = net.host("a");
     let _server = consul::Consul::start(&a, consul::Role::server().with(acls()));
     let cli = |token: &str, words: &[&str]| run_cli(&a, consul::API, token, words);
+    // It begins in the mode of old ACLs, and changes over when it has looked around.
+    wait::until("Consul's ACLs", || {
+        let said = cli(MANAGEMENT, &["acl", "token", "list"]);
+        if said.status.success() { Ok(()) } else { Err(said.to_string()) }
+    });
     consuls_cli_is_let_do_what_its_token_allows(&cli, MANAGEMENT, &a);
 }
 
@@ -205,8 +210,12 @@ fn joins_once_its_policy_grants_it(mesh: &Mesh, cli: Cli<'_>, management: &str) 
     assert!(!catalog.contains(DB), "{catalog}");
 
     cli(management, &["acl", "policy", "update", "-name", "host-b", "-rules", &rules("host-b", DB)]).ok();
+    // What was refused is asked for again with growing pauses, of half a minute at most.
+    wait::until_within(wait::patience() * 3, "nothing to complain of", || {
+        let plane = mesh.b.status().0["control_plane"].clone();
+        if plane["last_error"].is_null() { Ok(()) } else { Err(plane.to_string()) }
+    });
     mesh.until_connects("web", PORT);
-    mesh.b.wait_status("nothing to complain of", |s| s.0["control_plane"]["last_error"].is_null());
     doctor_says(&mesh.b, &["grants all"]);
 }
 

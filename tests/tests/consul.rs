@@ -104,8 +104,10 @@ fn each_way_to_an_agent_works_with_what_it_demands_and_with_no_more_than_service
             let plane = &s.0["control_plane"];
             plane["connected"] == true && plane["last_error"].is_null() && plane["unwatched_services"] == 0
         });
-        let passing = consul.get(&node.host, "/v1/health/connect/db?passing");
-        assert_eq!(passing.as_array().map(Vec::len), Some(1), "{passing}");
+        wait::until("the service to pass in the catalog", || {
+            let passing = consul.get(&node.host, "/v1/health/connect/db?passing");
+            if passing.as_array().map(Vec::len) == Some(1) { Ok(()) } else { Err(passing.to_string()) }
+        });
         node.terminate();
     }
     // Its twin: who has no certificate is not served.

@@ -79,6 +79,7 @@ fn connections_from_before_are_listed_at_both_ends_go_on_and_can_be_cut() {
     web.wait();
     assert!(captured.ended().is_none(), "a captured flow is not cut");
     assert!(nobody.ended().is_none(), "what is nobody's at A is not cut there");
+    mesh.a.wait_status("nothing left at A", |s| uncaptured(s).is_empty());
     assert!(mesh.a.cli(&["cut"]).ok().contains("no connection is uncaptured"));
 
     let said = mesh.b.cli(&["cut", "--service", "batch"]).ok();
@@ -121,7 +122,8 @@ fn one_hosts_flow_is_not_uncaptured(top: &str) {
         if said["received"] == "welcome" { Ok(()) } else { Err(said.to_string()) }
     });
     let _live = node.host.spawn_probe("web", &["connect", "127.0.0.1:5432", "--wait", "60000"]);
-    let status = node.wait_status("the live flow", |s| !s.flows("web", "db").is_empty());
-    assert!(uncaptured(&status).is_empty());
+    let status = node.wait_status("the live flow, and nothing uncaptured", |s| {
+        !s.flows("web", "db").is_empty() && uncaptured(s).is_empty()
+    });
     assert!(status.list("degraded").iter().all(|line| !line.to_string().contains("cannot be listed")));
 }

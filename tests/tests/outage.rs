@@ -101,9 +101,12 @@ fn killed_leader_is_not_noticed_and_the_next_ones_changes_arrive() {
     require_consul!();
     let (mut cluster, _programs) = start(3);
     let (load, db, vault) = (connections(&cluster), flow(&cluster, 5432), flow(&cluster, 5433));
-    let leader = cluster.agent_a.get(&cluster.mesh.a.host, "/v1/status/leader");
-    let leader = leader.as_str().unwrap().split(':').next().unwrap().to_owned();
-    let n = cluster.servers.iter().position(|s| s.host.v4.to_string() == leader).unwrap();
+    let n = wait::until("a leader", || {
+        let leader = cluster.agent_a.get(&cluster.mesh.a.host, "/v1/status/leader");
+        let address = leader.as_str().unwrap_or_default().split(':').next().unwrap_or_default().to_owned();
+        let found = cluster.servers.iter().position(|s| s.host.v4.to_string() == address);
+        found.ok_or_else(|| leader.to_string())
+    });
     cluster.servers[n].consul.kill9();
     change_policy(&cluster, (n + 1) % 3);
     policy_has_changed(&cluster, vault);
@@ -250,19 +253,19 @@ fn leaf_that_expires_in_an_outage_is_counted_down_refuses_new_flows_and_keeps_op
     wait::until_true("c to reach the db", || reaches(&c));
     c.terminate();
     mesh.a.kill9();
-    shorten_leaf(&c, &ca, &id, "web3", 15);
+    shorten_leaf(&c, &ca, &id, "web3", 25);
     c.run();
     wait::until_true("c to reach the db from its cache", || reaches(&c));
     let flow = Load::flow(&c.host, "web3", &to);
     let leaf = |s: &Status| s.entry("certificates", "service", "web3").cloned().unwrap_or_default();
     let late =
         c.wait_status("the warning", |s| leaf(s)["late"] == true && leaf(s)["renewal_error"].is_string());
-    assert!(leaf(&late)["seconds_left"].as_i64().unwrap() <= 15, "{late:?}");
+    assert!(leaf(&late)["seconds_left"].as_i64().unwrap() <= 25, "{late:?}");
     let expired =
         c.wait_status("the expiry", |s| leaf(s)["seconds_left"].as_i64().is_some_and(|left| left < 0));
     assert!(leaf(&expired)["renewal_error"].as_str().unwrap().contains("refuses connections"), "{expired:?}");
     assert!(!reaches(&c));
-    assert!(c.status().ended("outbound", "leaf-expired") > 0);
+    c.wait_status("the refusal's count", |s| s.ended("outbound", "leaf-expired") > 0);
     let shown = c.cli(&["status"]).ok();
     assert!(shown.contains("the certificate of web3 has expired: new connections are refused"), "{shown}");
     let metrics = c.cli(&["status", "--check"]);
@@ -274,7 +277,17 @@ fn leaf_that_expires_in_an_outage_is_counted_down_refuses_new_flows_and_keeps_op
 }
 
 #[test]
-fn answers_that_are_no_answers_cost_one_line_few_questions_and_no_connection() {
+fn refusals_cost_one_line_few_questions_and_no_connection() {
+    answers_that_are_no_answers(&["status 500", "status 429", "html"]);
+}
+
+#[test]
+fn spoiled_answers_cost_one_line_few_questions_and_no_connection() {
+    answers_that_are_no_answers(&["garbage", "reset", "truncate", "huge"]);
+}
+
+#[track_caller]
+fn answers_that_are_no_answers(modes: &[&str]) {
     require_root!();
     require_consul!();
     let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
@@ -283,14 +296,14 @@ fn answers_that_are_no_answers_cost_one_line_few_questions_and_no_connection() {
     cluster.intention("*", "*", "deny");
     cluster.allow("web", "db", 5432);
     let (load, flow) = (connections(cluster), flow(cluster, 5432));
-    for mode in ["status 500", "status 429", "html", "garbage", "reset", "truncate", "huge"] {
+    for mode in modes {
         until_fresh(a);
         let before = plane_lines(&a.log()).len();
         faulty.mode(mode);
         until_stale(a);
         // It goes on failing for some time, and more questions fail.
         let seen = faulty.requests(mode);
-        wait::until_true("more failures", || faulty.requests(mode) >= seen + 6);
+        wait::until_true("more failures", || faulty.requests(mode) >= seen + 4);
         let log = a.log();
         let lines = &plane_lines(&log)[before..];
         assert!(
@@ -390,7 +403,7 @@ fn connections_to_the_agent_are_bounded_whatever_the_catalog_holds() {
     // Consul takes 200 from one address, and others on this host want some too.
     cluster.intention("*", "*", "deny");
     cluster.intention("web", "s299", "allow");
-    wait::until("the last service in the mesh", || {
+    wait::until_within(wait::patience() * 2, "the last service in the mesh", || {
         most = most.max(to_the_agent(&cluster));
         let said = connect(&cluster.mesh.a.host, "web", "10.77.2.1:10299", &["--wait", "50"]);
         let denied = connect(&cluster.mesh.a.host, "other", "10.77.2.1:10299", &["--wait", "50"]);

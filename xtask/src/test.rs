@@ -101,10 +101,17 @@ fn prepare(suites: &[Suite]) -> Result<()> {
     build_ebpf::run(&build_ebpf::Args::default())
 }
 
+/// Integration tests of one suite that run at once.
+const INTEGRATION_THREADS: &str = "4";
+
 fn cargo_test(run: &str, selection: &[&str], args: &Args, tally: &mut Tally) -> Result<()> {
     let mut cargo = process::command(workspace::cargo());
     cargo.args(["test", "--no-fail-fast"]).args(selection).arg("--").args(&args.arguments);
     if run == "integration" {
+        // They wait for outages, expiries and elections more than they compute.
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            cargo.env("RUST_TEST_THREADS", INTEGRATION_THREADS);
+        }
         artifacts::as_root(&mut cargo);
     }
     tally.begin(run);

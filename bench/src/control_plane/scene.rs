@@ -25,7 +25,7 @@ const WORKLOAD: &str = "bench-web";
 /// Between two changes of an intention: a watch asks no more often than five times a second, after a burst of ten.
 const PAUSE: Duration = Duration::from_millis(220);
 /// No answer for so long: all who were woken have asked again.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_secs(1);
 
 const INTENTIONS: &str = "/v1/connect/intentions";
 

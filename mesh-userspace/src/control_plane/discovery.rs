@@ -130,6 +130,7 @@ impl Discovery {
             let entry = services.entry(instance.service.clone()).or_default();
             entry.found.get_or_insert_default().push(Found { instance, passing: true });
         }
+        let lingering = Lingering::since(cached.as_deref().unwrap_or_default());
         Self {
             shared,
             updates,
@@ -147,7 +148,7 @@ impl Discovery {
             complete: false,
             published: cached,
             dirty: true,
-            lingering: Lingering::default(),
+            lingering,
             timer: None,
         }
     }

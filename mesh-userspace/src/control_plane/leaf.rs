@@ -36,9 +36,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Renewals after a root's rotation are spread over this, so that a CA is not asked by all hosts at once.
 const ROTATION_SPREAD: Duration = Duration::from_secs(3);
 
-/// So long the control plane must have refused a leaf, and nothing else, before the service loses the one it has: a
-/// token that is being replaced is no revocation.
-const REFUSED: Duration = Duration::from_secs(15);
+/// How often it is looked at whether a service that is refused has lost its leaf.
+const LOOK_AT_REFUSAL: Duration = Duration::from_millis(1500);
 
 /// Why a leaf cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -206,11 +205,11 @@ fn forget(shared: &Shared, name: &ServiceName) {
     shared.cache.remove(Item::Leaf(name.clone()));
 }
 
-/// Takes the leaf away once the control plane has refused it for [`REFUSED`]: whoever runs here may be this service no
+/// Takes the leaf away once the control plane has refused another for good: whoever runs here may be this service no
 /// more. A service that is let in again gets a new one.
 fn forget_refused(shared: &Shared, name: &ServiceName) {
-    let refused = shared.link.refused_for(&Part::Leaf(name.clone()));
-    if refused.is_some_and(|refused| refused >= REFUSED) && shared.state.load().leafs.contains_key(name) {
+    let refused = shared.link.is_refused_for_good(&Part::Leaf(name.clone()));
+    if refused && shared.state.load().leafs.contains_key(name) {
         tracing::error!(
             service = %name,
             "the control plane refuses this service a certificate: the one it had is dropped, its flows are cut"
@@ -225,7 +224,7 @@ async fn while_refused<T>(shared: &Shared, name: &ServiceName, done: impl Future
     loop {
         tokio::select! {
             value = &mut done => return value,
-            () = tokio::time::sleep(REFUSED / 10) => forget_refused(shared, name),
+            () = tokio::time::sleep(LOOK_AT_REFUSAL) => forget_refused(shared, name),
         }
     }
 }
@@ -366,10 +365,9 @@ async fn keep_signed(shared: Arc<Shared>, name: ServiceName, stored: Option<Stor
 /// Whether the control plane may have revoked `name`, whose leaf was asked for at `asked`: it refuses this host something.
 /// Then a leaf is asked for before it is due.
 fn is_doubted(shared: &Shared, name: &ServiceName, asked: Instant) -> bool {
-    let refused = |part: &Part| shared.link.refused_for(part);
-    let host = refused(&Part::Registration).max(refused(&Part::Roots));
-    refused(&Part::Leaf(name.clone())).is_some()
-        || asked.elapsed() >= LOOK_AGAIN && host.is_some_and(|refused| refused >= REFUSED)
+    shared.link.leaf_is_forbidden(name)
+        || asked.elapsed() >= LOOK_AGAIN
+            && [Part::Registration, Part::Roots].iter().any(|part| shared.link.is_refused_for_good(part))
 }
 
 struct Held {

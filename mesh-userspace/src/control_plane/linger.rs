@@ -25,6 +25,12 @@ pub struct Lingering {
 }
 
 impl Lingering {
+    /// Begins with what was in the catalog when the disk cache was written.
+    pub fn since(cached: &[Instance]) -> Self {
+        let present = cached.iter().map(|i| (i.address, i.clone())).collect();
+        Self { present, gone: HashMap::new() }
+    }
+
     /// Returns `found` and the instances that left less than `linger` ago, in the order of a catalog. An address
     /// that another instance claims is that one's, and this host (`own_node`) knows its own services.
     pub fn with(

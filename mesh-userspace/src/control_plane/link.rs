@@ -88,6 +88,11 @@ impl Status {
 /// One failed question may be a closed idle connection; two in a row are a fault. A refusal is one at once.
 const FAILURES_TO_BE_LOST: u32 = 2;
 
+/// A permission that is missing for so long is meant: a token that is being replaced has it again sooner.
+const REFUSED: Duration = Duration::from_secs(15);
+/// The same of a token that is unknown: it is replaced by people, or the servers have lost it for a moment.
+const UNKNOWN: Duration = Duration::from_secs(60);
+
 /// How often a token file is looked at while the token in it does not do.
 const LOOK_AT_TOKEN: Duration = Duration::from_millis(500);
 
@@ -107,7 +112,7 @@ struct Inner {
     status: Status,
     /// The parts that fail.
     failing: BTreeMap<Part, Failing>,
-    /// Since when parts are refused for want of a permission.
+    /// Since when parts are refused, and nothing else.
     refused: BTreeMap<Part, Instant>,
     /// The log has said that it is lost.
     lost: bool,
@@ -156,6 +161,11 @@ impl Link {
             _ => None,
         });
         Status { leaf_errors: leaf_errors.collect(), ..inner.status.clone() }
+    }
+
+    /// The control plane says that `service` may not have a leaf: not that it cannot be asked.
+    pub fn leaf_is_forbidden(&self, service: &ServiceName) -> bool {
+        self.lock().refused.contains_key(&Part::Leaf(service.clone()))
     }
 
     pub fn outages(&self) -> watch::Receiver<u64> {
@@ -234,13 +244,14 @@ impl Link {
     /// `part` failed; returns how many times in a row.
     pub fn failed(&self, part: &Part, error: &ApiError, now: SystemTime) -> u32 {
         let mut inner = self.lock();
-        // That a token is unknown may be the server's loss; that one does not grant it is what somebody decided.
-        if error.kind() == ErrorKind::Forbidden {
-            inner.refused.entry(part.clone()).or_insert_with(Instant::now);
-        } else {
+        let same_as_before = inner.failing.get(part).is_some_and(|before| before.kind == error.kind());
+        if !matches!(error.kind(), ErrorKind::Forbidden | ErrorKind::UnknownToken) {
             inner.refused.remove(part);
+        } else if !(same_as_before && inner.refused.contains_key(part)) {
+            // Another refusal is another matter: its grace begins now.
+            inner.refused.insert(part.clone(), Instant::now());
         }
-        let outage = error.is_outage() && inner.failing.is_empty();
+        let outage = error.is_outage() && !inner.failing.values().any(|f| f.kind == ErrorKind::Outage);
         let (text, kind) = (error.to_string(), error.kind());
         inner.status.last_error = Some(text.clone());
         let before = inner.failing.remove(part);
@@ -264,9 +275,14 @@ impl Link {
         failures
     }
 
-    /// Returns for how long `part` has been answered with nothing but "permission denied".
-    pub fn refused_for(&self, part: &Part) -> Option<Duration> {
-        self.lock().refused.get(part).map(Instant::elapsed)
+    /// Whether `part` has been refused, and nothing else, for so long that it is meant.
+    pub fn is_refused_for_good(&self, part: &Part) -> bool {
+        let inner = self.lock();
+        let (Some(since), Some(failing)) = (inner.refused.get(part), inner.failing.get(part)) else {
+            return false;
+        };
+        let long = if failing.kind == ErrorKind::UnknownToken { UNKNOWN } else { REFUSED };
+        since.elapsed() >= long
     }
 
     /// `part` ended on purpose.
@@ -304,7 +320,9 @@ impl Link {
     /// Brings the summary up to date after something got better.
     fn settle(&self, inner: &mut Inner) {
         inner.status.last_error = inner.failing.values().next_back().map(|failing| failing.text.clone());
-        if inner.failing.keys().any(Part::reads_state) || inner.status.last_contact.is_none() {
+        let counts =
+            |(part, failing): (&Part, &Failing)| part.reads_state() || failing.kind == ErrorKind::Outage;
+        if inner.failing.iter().any(counts) || inner.status.last_contact.is_none() {
             return;
         }
         if inner.lost || !inner.status.connected {

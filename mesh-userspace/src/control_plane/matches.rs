@@ -34,6 +34,8 @@ const CHANGES: &str = "/v1/connect/intentions?filter=SourceName%3D%3D%22%22";
 const BATCH: usize = 128;
 /// A token may get permissions without a change of any intention.
 const ASK_REFUSED: Duration = Duration::from_secs(30);
+/// How long after a refusal for several names each is asked for alone.
+const SPLIT_AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Side {
@@ -199,21 +201,46 @@ impl Drop for Refusals {
     }
 }
 
-/// Watches `batch`; what of it is forbidden is watched name by name.
+/// Watches `batch`; what of it is forbidden, at first or later, is watched name by name.
 async fn follow_batch(shared: Arc<Shared>, batch: Batch, updates: mpsc::Sender<Update>) {
-    let (mut allowed, mut watches) = (Batch { side: batch.side, names: Vec::new() }, Vec::new());
-    for (asked, answer) in answers(&shared, &batch).await {
-        if let Err(ApiError::Forbidden { .. }) = answer {
-            let _ = updates.send(Update::Refused(asked.side, asked.names[0].clone())).await;
-            watches.push(asked);
-        } else {
-            allowed.names.extend(asked.names);
+    loop {
+        let (mut allowed, mut refused) = (Batch { side: batch.side, names: Vec::new() }, Vec::new());
+        for (asked, answer) in answers(&shared, &batch).await {
+            if let Err(ApiError::Forbidden { .. }) = answer {
+                let _ = updates.send(Update::Refused(asked.side, asked.names[0].clone())).await;
+                refused.push(asked);
+            } else {
+                allowed.names.extend(asked.names);
+            }
+        }
+        let alone = async {
+            join_all(refused.into_iter().map(|batch| follow_watch(&shared, batch, &updates))).await;
+            // There was none: the others go on.
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = follow_granted(&shared, allowed, &updates) => {}
+            () = alone => {}
+        }
+        tokio::time::sleep(SPLIT_AGAIN).await;
+    }
+}
+
+/// Watches `batch` until one of its several names is refused; the question is answered for all, or for none.
+async fn follow_granted(shared: &Shared, batch: Batch, updates: &mpsc::Sender<Update>) {
+    match batch.names.len() {
+        0 => return std::future::pending().await,
+        1 => return follow_watch(shared, batch, updates).await,
+        _ => {}
+    }
+    let mut watch = Watch::new(&shared.client, &shared.link, batch.part(), batch.path(), Permits::Always);
+    loop {
+        let Ok(answer) = watch.next_granted().await else { return };
+        match batch.read(answer, &shared.settings.access.tenancy) {
+            Ok(update) => drop(updates.send(update).await),
+            Err(error) => watch.rejected(&error).await,
         }
     }
-    if !allowed.names.is_empty() {
-        watches.push(allowed);
-    }
-    join_all(watches.into_iter().map(|batch| follow_watch(&shared, batch, &updates))).await;
 }
 
 async fn follow_watch(shared: &Shared, batch: Batch, updates: &mpsc::Sender<Update>) {

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     api::{CheckAnswer, IntentionEntry},
     cache::Item,
-    client::ApiError,
+    client::{ApiError, ErrorKind},
     link::Part,
     matches::{self, Side, Update},
     settings::{LocalService, Tenancy},
@@ -292,13 +292,17 @@ impl Follower {
 /// Asks for what holds where no intention does: at first, now and then, and after a change.
 async fn follow_default(shared: Arc<Shared>, wake: Arc<Notify>, updates: mpsc::Sender<Update>) {
     let mut failures = 0;
-    let mut known = true;
+    // What was read once goes on counting when it cannot be read any more, as everything else does.
+    let (mut said, mut read) = (false, false);
     loop {
         let asked = Instant::now();
         let default = match default_policy(&shared).await {
-            Ok(default) => default,
-            Err(error @ (ApiError::Forbidden { .. } | ApiError::NotFound { .. })) => {
-                if std::mem::take(&mut known) {
+            Ok(default) => {
+                read = true;
+                default
+            }
+            Err(error) if !read && is_kept_from_us(&error) => {
+                if !std::mem::replace(&mut said, true) {
                     tracing::warn!(%error, "the default policy cannot be read; taking `deny`");
                 }
                 Action::Deny
@@ -320,6 +324,11 @@ async fn follow_default(shared: Arc<Shared>, wake: Arc<Notify>, updates: mpsc::S
             () = tokio::time::sleep(DEFAULT_AGE) => {}
         }
     }
+}
+
+/// The token does not grant it, or the server has no such question.
+fn is_kept_from_us(error: &ApiError) -> bool {
+    matches!(error, ApiError::NotFound { .. }) || error.kind() == ErrorKind::Forbidden
 }
 
 async fn default_policy(shared: &Shared) -> Result<Action, ApiError> {

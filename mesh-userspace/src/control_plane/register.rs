@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     api::{CONNECT_PROXY, CheckUpdate, Proxy, Registration, TaggedAddress, TtlCheck},
     cache::Item,
-    client::{ApiError, escape},
+    client::{ApiError, ErrorKind, escape},
     link::Part,
     settings::{Health, Listens, LocalService},
     sync::Shared,
@@ -182,29 +182,55 @@ async fn round(
     announced.retain(|id, _| mine(id));
     leftover.retain(|id| !mine(id));
     remember(shared, services, leftover);
-    while let Some(id) = leftover.first().cloned() {
-        deregister(shared, &id).await?;
-        leftover.remove(&id);
-        remember(shared, services, leftover);
-    }
+    // What is refused to one service stops no other.
+    let mut refusal = None;
     for service in services {
         let Some(listens) = &service.listens else { continue };
-        let say = registrations(service, listens);
-        let fresh = announced.get(&service.id).filter(|a| a.said == say && a.at.elapsed() < REFRESH);
-        if fresh.is_some() && heartbeat(shared, service, listens).await? {
-            continue;
-        }
-        let news = !announced.contains_key(&service.id);
-        announced.remove(&service.id);
-        for registration in &say {
-            shared.client.put::<()>("/v1/agent/service/register", registration).await?;
-        }
-        heartbeat(shared, service, listens).await?;
-        if news {
-            tracing::info!(service = %service.name, id = service.id, address = %listens.address, mesh = %listens.mesh, "service registered");
-        }
-        announced.insert(service.id.clone(), Announced { at: Instant::now(), said: say });
+        unless_refused(announce(shared, service, listens, announced).await, &mut refusal)?;
     }
+    for id in leftover.clone() {
+        if unless_refused(deregister(shared, &id).await, &mut refusal)? {
+            leftover.remove(&id);
+            remember(shared, services, leftover);
+        }
+    }
+    refusal.map_or(Ok(()), Err)
+}
+
+/// Returns whether `outcome` is well; keeps the first refusal, and passes on every other error.
+fn unless_refused(outcome: Result<(), ApiError>, refusal: &mut Option<ApiError>) -> Result<bool, ApiError> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::Forbidden => {
+            refusal.get_or_insert(error);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the agent know `service` as it is now.
+async fn announce(
+    shared: &Shared,
+    service: &LocalService,
+    listens: &Listens,
+    announced: &mut BTreeMap<String, Announced>,
+) -> Result<(), ApiError> {
+    let say = registrations(service, listens);
+    let fresh = announced.get(&service.id).filter(|a| a.said == say && a.at.elapsed() < REFRESH);
+    if fresh.is_some() && heartbeat(shared, service, listens).await? {
+        return Ok(());
+    }
+    let news = !announced.contains_key(&service.id);
+    announced.remove(&service.id);
+    for registration in &say {
+        shared.client.put::<()>("/v1/agent/service/register", registration).await?;
+    }
+    heartbeat(shared, service, listens).await?;
+    if news {
+        tracing::info!(service = %service.name, id = service.id, address = %listens.address, mesh = %listens.mesh, "service registered");
+    }
+    announced.insert(service.id.clone(), Announced { at: Instant::now(), said: say });
     Ok(())
 }
 

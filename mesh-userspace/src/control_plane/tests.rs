@@ -139,6 +139,11 @@ async fn more_services_than_an_agent_takes_connections_all_arrive() {
         });
         client.put::<()>("/v1/agent/service/register", &body).await.unwrap();
     }
+    eventually("the agent has told the servers of all", async || {
+        let listed: Value = client.get("/v1/catalog/services").await.unwrap();
+        (0..SERVICES).all(|n| listed.get(format!("s{n}-sidecar-proxy")).is_some())
+    })
+    .await;
     let state = MeshState::default();
     let sync = Sync::start(consul.settings(), state.clone(), local(&[]).subscribe()).unwrap();
     let count = || state.load().catalog.as_ref().map(|catalog| catalog.instances().count());

@@ -171,6 +171,19 @@ impl Watch {
     /// Returns the next answer that may differ from the one before. Does not return while there is none; dropping the
     /// future loses nothing.
     pub async fn next<T: DeserializeOwned>(&mut self) -> T {
+        loop {
+            match self.next_granted().await {
+                Ok(value) => return value,
+                Err(refusal) => self.rejected(&refusal).await,
+            }
+        }
+    }
+
+    /// As [`next`](Self::next), but returns when the token is found not to grant the answer.
+    ///
+    /// # Errors
+    /// That refusal; nobody has been told of it.
+    pub async fn next_granted<T: DeserializeOwned>(&mut self) -> Result<T, ApiError> {
         if let Some(index) = self.handed_on.take() {
             self.accepted(index);
         }
@@ -178,6 +191,7 @@ impl Watch {
             let asked = self.cursor;
             let answer = match self.ask().await {
                 Some(Ok(answer)) => answer,
+                Some(Err(error)) if error.kind() == ErrorKind::Forbidden => return Err(error),
                 Some(Err(error)) => {
                     self.rejected(&error).await;
                     continue;
@@ -195,7 +209,7 @@ impl Watch {
             match decode(&self.path, &answer.body) {
                 Ok(value) => {
                     self.handed_on = Some(index);
-                    return value;
+                    return Ok(value);
                 }
                 Err(error) => self.rejected(&error).await,
             }

@@ -18,7 +18,7 @@ use super::{
 use crate::wait;
 
 /// How long a read may take to say what was written: Consul's agent hands its services on to the catalog.
-const SETTLING: Duration = Duration::from_secs(10);
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// A run over a pair of servers, against a table of declared differences.
 pub struct Run<'a> {

@@ -156,10 +156,10 @@ impl Consul {
         let token = self.token.clone();
         let process = self.process.as_mut().expect("it was started");
         process.wait_ready(|| {
-            for (path, empty) in [("/v1/status/leader", "\"\""), ("/v1/agent/connect/ca/roots", "null")] {
+            for (path, full) in [("/v1/status/leader", ":"), ("/v1/agent/connect/ca/roots", "\"RootCert\"")] {
                 let said = request(host, &token, "GET", path, None);
                 let denied = said.stdout.ends_with("\n403");
-                let good = said.stdout.ends_with("\n200") && !said.stdout.starts_with(empty);
+                let good = said.stdout.ends_with("\n200") && said.stdout.contains(full);
                 if !(good || denied) {
                     return Err(said.to_string());
                 }
@@ -227,7 +227,12 @@ impl Consul {
     /// Makes or replaces an intention: `allow` or `deny`.
     #[track_caller]
     pub fn intention(&self, host: &Host, source: &str, destination: &str, action: &str) {
-        self.cli(host, &["intention", "create", &format!("-{action}"), "-replace", source, destination]).ok();
+        // A cluster between two leaders answers later.
+        wait::until("the intention to be taken", || {
+            let words = ["intention", "create", &format!("-{action}"), "-replace", source, destination];
+            let said = self.cli(host, &words);
+            if said.status.success() { Ok(()) } else { Err(said.to_string()) }
+        });
     }
 
     #[track_caller]

@@ -89,13 +89,14 @@ impl Scene {
     /// A deleted intention ends, at this end, what is open; the foreign proxy passes it on.
     #[track_caller]
     fn revocation_cuts_flows(&self) {
+        self.pair.a.wait_status("no flow", |s| s.flows("web", "echo").is_empty());
         let held = Held::open(&self.pair.b, UNMANAGED, &at(local("web", ECHO)));
         self.pair.delete_intention("web", "echo");
         held.wait_until_cut();
-        let status = self.pair.a.wait_status("the records of both", |s| {
-            s.recent("web", "echo").iter().filter(|flow| flow["state"] == "revoked").count() == 2
+        self.pair.a.wait_status("the records of both, and no flow", |s| {
+            let revoked = s.recent("web", "echo").iter().filter(|flow| flow["state"] == "revoked").count();
+            revoked == 2 && s.flows("web", "echo").is_empty()
         });
-        assert_eq!(status.flows("web", "echo").len(), 0);
         let said = self.connect("web", ECHO, &["--send", "x"]);
         assert_eq!(said["received"], "", "{said}");
     }

