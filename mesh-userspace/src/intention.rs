@@ -167,6 +167,25 @@ impl Rules {
         exact.or_else(|| self.to_any.decide(source))
     }
 
+    /// Takes `intention` in, unless one for the same pair is held that does not yield.
+    fn put(&mut self, intention: Intention, yields: impl Fn(&Intention) -> bool) {
+        let row = match &intention.destination {
+            Pattern::Exact(name) => self.to.entry(name.clone()).or_default(),
+            Pattern::Any => &mut self.to_any,
+        };
+        let held = match &intention.source {
+            Pattern::Exact(name) => row.from.get(name),
+            Pattern::Any => row.from_any.as_ref(),
+        };
+        if held.is_some_and(|held| !yields(held)) {
+            return;
+        }
+        match &intention.source {
+            Pattern::Exact(name) => drop(row.from.insert(name.clone(), intention)),
+            Pattern::Any => row.from_any = Some(intention),
+        }
+    }
+
     fn iter(&self) -> impl Iterator<Item = &Intention> {
         self.to.values().flat_map(Row::iter).chain(self.to_any.iter())
     }
@@ -176,16 +195,7 @@ impl FromIterator<Intention> for Rules {
     /// Of two for the same pair the later one counts.
     fn from_iter<I: IntoIterator<Item = Intention>>(intentions: I) -> Self {
         let mut rules = Self::default();
-        for intention in intentions {
-            let row = match &intention.destination {
-                Pattern::Exact(name) => rules.to.entry(name.clone()).or_default(),
-                Pattern::Any => &mut rules.to_any,
-            };
-            match &intention.source {
-                Pattern::Exact(name) => drop(row.from.insert(name.clone(), intention)),
-                Pattern::Any => row.from_any = Some(intention),
-            }
-        }
+        intentions.into_iter().for_each(|intention| rules.put(intention, |_| true));
         rules
     }
 }
@@ -206,7 +216,15 @@ impl Intentions {
     /// Returns what decides for some services only: `by_source` are all intentions of each source named, wildcards that
     /// mean it included, and `by_destination` those of each destination. Every pair of others is denied.
     pub fn of_services(by_source: &ByService, by_destination: &ByService, default: Action) -> Self {
-        let rules = |lists: &ByService| lists.values().flatten().cloned().collect();
+        // A pair with a wildcard is in several lists, which arrive one by one: where they differ, deny counts.
+        let rules = |lists: &ByService| {
+            let mut all = Rules::default();
+            for list in lists.values() {
+                let own: Rules = list.iter().cloned().collect();
+                own.iter().for_each(|i| all.put(i.clone(), |held| held.action == Action::Allow));
+            }
+            all
+        };
         let names = |lists: &ByService| lists.keys().cloned().collect();
         let scope = Scope { sources: names(by_source), destinations: names(by_destination) };
         Self { outgoing: rules(by_source), incoming: rules(by_destination), scope: Some(scope), default }
@@ -292,6 +310,20 @@ mod tests {
     fn destination_exactness_counts_before_the_source() {
         assert_eq!(decide(&[("web", "*", Allow), ("*", "db", Deny)], "web", "db"), Deny);
         assert_eq!(decide(&[("web", "*", Deny), ("*", "db", Allow)], "web", "db"), Allow);
+    }
+
+    #[test]
+    fn lists_that_differ_about_a_pair_deny_it_until_they_agree() {
+        let list = |action| vec![intention("*", "db", action)];
+        let decide = |web, cron| {
+            let name = |text: &str| text.parse::<ServiceName>().unwrap();
+            let lists = [(name("web"), list(web)), (name("cron"), list(cron))].into_iter().collect();
+            let set = Intentions::of_services(&lists, &ByService::new(), Deny);
+            ["web", "cron"].map(|source| set.decide(&name(source), &name("db")).action)
+        };
+        assert_eq!(decide(Allow, Deny), [Deny, Deny]);
+        assert_eq!(decide(Deny, Allow), [Deny, Deny]);
+        assert_eq!(decide(Allow, Allow), [Allow, Allow]);
     }
 
     #[test]
