@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::{
-    config::{Config, ControlPlane, TOKEN_FILE},
+    config::{ControlPlane, TOKEN_FILE},
     fixture::{Mesh, Scene},
     host::{Family, Host},
     meshnode::{Meshnode, UNMANAGED},
@@ -69,18 +69,8 @@ impl Cluster {
         servers.iter_mut().for_each(|server| server.consul.wait_ready(&server.host));
         agent_a.wait_ready(&a);
         agent_b.wait_ready(&b);
-        let Scene { family, on_a, on_b, top, sections, .. } = scene;
-        let config = |host: &Host, services, sections| Config {
-            node: format!("host-{}", host.name),
-            advertise: host.ip(family),
-            control_plane: ControlPlane::Consul { lines: lines.to_owned() },
-            services,
-            top: top.clone(),
-            sections,
-        };
-        let (a_config, b_config) = (config(&a, on_a, sections), config(&b, on_b, String::new()));
-        let (a, b) = (Meshnode::start(a, a_config), Meshnode::start(b, b_config));
-        Self { mesh: Mesh { a, b, net, family }, agent_a, agent_b, servers }
+        let scene = Scene { consul: lines.to_owned(), ..scene };
+        Self { mesh: scene.start_beside_agents(net, a, b), agent_a, agent_b, servers }
     }
 
     /// The first server and its host.
@@ -99,12 +89,7 @@ impl Cluster {
     #[track_caller]
     pub fn intention_at(&self, n: usize, source: &str, destination: &str, action: &str) {
         let Server { consul, host } = &self.servers[n];
-        let (action, words) = (format!("-{action}"), ["-replace", source, destination]);
-        let words = [&["intention", "create", &action], &words[..]].concat();
-        wait::until("the intention to be taken", || {
-            let said = consul.cli(host, &words);
-            if said.status.success() { Ok(()) } else { Err(said.to_string()) }
-        });
+        consul.intention(host, source, destination, action);
     }
 
     /// Allows `source` to connect to `destination` (at `port` of B), and returns when a process in A's cgroup `source`

@@ -112,6 +112,12 @@ impl Scene {
         let (a, b) = (net.host("a"), net.host("b"));
         let server = Consul::start(&a, consul::Role::server().with(extra.clone()));
         let agent = Consul::start(&b, consul::Role::client(&a).with(extra.clone()));
+        ConsulMesh { mesh: self.start_beside_agents(net, a, b), server, agent }
+    }
+
+    /// Starts the daemons of two hosts that have a Consul agent each.
+    #[track_caller]
+    pub fn start_beside_agents(self, net: Network, a: Host, b: Host) -> Mesh {
         let Self { family, on_a, on_b, consul, top, sections, .. } = self;
         let config = |host: &Host, services, sections| Config {
             node: format!("host-{}", host.name),
@@ -123,7 +129,7 @@ impl Scene {
         };
         let (a_config, b_config) = (config(&a, on_a, sections), config(&b, on_b, String::new()));
         let (a, b) = (Meshnode::start(a, a_config), Meshnode::start(b, b_config));
-        ConsulMesh { mesh: Mesh { a, b, net, family }, server, agent }
+        Mesh { a, b, net, family }
     }
 }
 

@@ -28,6 +28,16 @@ fn start(servers: u32) -> (Cluster, [Process; 2]) {
     (cluster, programs)
 }
 
+/// `web` may call `db`, and A's agent can be made to answer badly.
+#[track_caller]
+fn start_faulty() -> (Faulty, Process) {
+    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let program = serve(&faulty.cluster.mesh.b.host, "db", 5432, &["echo"]);
+    faulty.cluster.intention("*", "*", "deny");
+    faulty.cluster.allow("web", "db", 5432);
+    (faulty, program)
+}
+
 fn connections(cluster: &Cluster) -> Load {
     Load::connections(&cluster.mesh.a.host, "web", &cluster.mesh.at(5432))
 }
@@ -290,11 +300,8 @@ fn spoiled_answers_cost_one_line_few_questions_and_no_connection() {
 fn answers_that_are_no_answers(modes: &[&str]) {
     require_root!();
     require_consul!();
-    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let (faulty, _program) = start_faulty();
     let (cluster, a) = (&faulty.cluster, &faulty.cluster.mesh.a);
-    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
-    cluster.intention("*", "*", "deny");
-    cluster.allow("web", "db", 5432);
     let (load, flow) = (connections(cluster), flow(cluster, 5432));
     for mode in modes {
         until_fresh(a);
@@ -332,11 +339,8 @@ fn answers_that_are_no_answers(modes: &[&str]) {
 fn index_that_jumps_back_or_stands_still_is_lived_with() {
     require_root!();
     require_consul!();
-    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let (faulty, _program) = start_faulty();
     let cluster = &faulty.cluster;
-    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
-    cluster.intention("*", "*", "deny");
-    cluster.allow("web", "db", 5432);
     let load = connections(cluster);
     // Each is a step back from the one before, for every watch.
     for (index, action) in [("index 9", "deny"), ("index 5", "allow"), ("index 1", "deny"), ("pass", "allow")]
@@ -356,11 +360,8 @@ fn index_that_jumps_back_or_stands_still_is_lived_with() {
 fn slow_answers_are_given_up_and_asked_for_again() {
     require_root!();
     require_consul!();
-    let faulty = Faulty::start(Scene::new(&[("db", 5432)]), &json!({}));
+    let (faulty, _program) = start_faulty();
     let cluster = &faulty.cluster;
-    let _program = serve(&cluster.mesh.b.host, "db", 5432, &["echo"]);
-    cluster.intention("*", "*", "deny");
-    cluster.allow("web", "db", 5432);
     let load = connections(cluster);
     faulty.mode("slow");
     let plane = until_stale(&cluster.mesh.a);
