@@ -13,7 +13,7 @@ pub mod map;
 pub mod policy;
 
 /// The version of everything in this crate. Pins of another version are replaced, never adopted.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Asserts at compile time that a type that crosses the boundary has the size that both sides agreed on, and tells
 /// aya that any of its bytes may be read.
