@@ -69,6 +69,10 @@ pub const REASON_NO_LISTENER: u32 = 7;
 pub const REASON_BIND: u32 = 8;
 /// `socket()` for MPTCP, whose `connect()` runs no hook.
 pub const REASON_MPTCP: u32 = 9;
+/// The socket is bound to a source address that is not the host's: no way back from the listener.
+pub const REASON_SOURCE: u32 = 20;
+/// The socket is bound to a device, and the caller lacks the capability to have it freed.
+pub const REASON_DEVICE: u32 = 21;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -82,6 +86,8 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_NO_LISTENER => "no-listener",
         REASON_BIND => "bind",
         REASON_MPTCP => "mptcp",
+        REASON_SOURCE => "bound-source",
+        REASON_DEVICE => "bound-device",
         _ => "none",
     }
 }

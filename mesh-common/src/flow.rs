@@ -28,7 +28,8 @@ pub struct SocketState {
     pub origin: Origin,
     /// `SOCKET_*`: what `connect()` decided.
     pub disposition: u32,
-    pub pad: u32,
+    /// The index of the device that the program had bound it to, and capture freed it from; 0 for none.
+    pub device: u32,
 }
 contract!(SocketState, 64);
 

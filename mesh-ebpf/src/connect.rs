@@ -19,7 +19,7 @@ use mesh_common::{
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
 
-use crate::{caller, context, context::Family, maps, report};
+use crate::{bound, caller, context, context::Family, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -62,8 +62,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     let Some(settings) = maps::SETTINGS.get(0) else { return Err(unknown) };
     let caller = caller::caller(settings);
     // An earlier connect() on this socket may have left its state, whoever made it: it is over.
-    // SAFETY: `sk` is the context's own socket.
-    let _ = unsafe { maps::SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+    forget(ctx);
     if caller == Caller::Exempt {
         return Ok(());
     }
@@ -95,7 +94,9 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
                 .or_else(|()| refused(event::REASON_MAP_FULL))
         }
         Verdict::Capture { source, destination } => {
-            capture(ctx, family, origin(ctx, remote, source, destination), netns).or_else(refused)
+            let home = netns == settings.host_netns;
+            let origin = origin(ctx, remote, source, destination);
+            capture(ctx, family, origin, netns, home).or_else(refused)
         }
         Verdict::Deny(reason) => refused(reason),
     }
@@ -171,6 +172,20 @@ fn log(ctx: &SockAddrContext, remote: Endpoint, source: ServiceId, destination: 
     );
 }
 
+/// Removes what an earlier `connect()` left on the socket, and gives the program its device back.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the look-up does not create; the pointer is checked below.
+    let state = unsafe { maps::SOCKETS.get_ptr_mut(ctx) };
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: not null, and valid as long as the socket, which the call holds.
+    bound::restore_device(ctx, unsafe { (*state).device });
+    // SAFETY: `sk` is the context's own socket.
+    let _ = unsafe { maps::SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+}
+
 /// Stores `state` on the socket; fails when the kernel has no room for it.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
@@ -181,7 +196,7 @@ fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
 
 #[inline(always)]
 fn direct(ctx: &SockAddrContext, origin: Origin, netns: u64) -> Result<(), ()> {
-    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, pad: 0 })?;
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, device: 0 })?;
     let flow = DirectFlow {
         origin,
         netns,
@@ -199,12 +214,14 @@ fn direct(ctx: &SockAddrContext, origin: Origin, netns: u64) -> Result<(), ()> {
 
 /// Redirects the call to the daemon's listener in the caller's namespace; the error is a `REASON_*`.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, netns: u64) -> Result<(), u32> {
+fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, netns: u64, home: bool) -> Result<(), u32> {
     // A v4 destination dialled through a v6 socket stays a v4 connection.
     let v4 = origin.original_dst.addr.v4().is_some();
     let (role, loopback) = if v4 { (LISTENER_OUTBOUND4, LOOPBACK4) } else { (LISTENER_OUTBOUND6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
-    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, pad: 0 })
+    bound::check_source(ctx, family, home)?;
+    let device = bound::release_device(ctx)?;
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, device })
         .map_err(|()| event::REASON_MAP_FULL)?;
     context::set_address(ctx, family, Endpoint::new(loopback, port));
     report::count(Counter::Captured);
@@ -239,6 +256,7 @@ fn deny(ctx: &SockAddrContext, denial: &Denial) {
         event::REASON_NOT_SYNCED => Counter::DeniedNotSynced,
         event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
         event::REASON_NO_LISTENER => Counter::DeniedNoListener,
+        event::REASON_SOURCE | event::REASON_DEVICE => Counter::DeniedBound,
         _ => Counter::DeniedMapFull,
     });
     emit(ctx, event::EVENT_DENIED, denial);

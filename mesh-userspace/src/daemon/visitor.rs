@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
-use super::{listeners::is_absent, place};
+use super::{listeners::is_absent, place, services::take_no_data_in_syn};
 use crate::datapath::host;
 
 const KEPT: [Capability; 3] =
@@ -164,5 +164,6 @@ fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(128)?;
+    take_no_data_in_syn(&socket)?;
     Ok(socket.into())
 }

@@ -7,14 +7,20 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 14] = [
+const TEST: [&str; 20] = [
     "curl",
+    "gcc-multilib",
+    "golang-go",
     "iperf3",
     "iproute2",
+    "libc6-dev-i386",
+    "musl-tools",
     "nginx-light",
+    "openjdk-17-jdk-headless",
     "openssh-client",
     "openssh-server",
     "openssl",
+    "perl",
     "postgresql",
     "procps",
     "python3",
