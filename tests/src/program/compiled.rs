@@ -21,6 +21,8 @@ pub enum Make {
     ThirtyTwoBit,
     /// A static one of Go, without any C.
     Go,
+    /// A folder of Java's classes.
+    Java,
 }
 
 /// Returns the path of `tests/programs/SOURCE`, for what interprets it.
@@ -42,12 +44,14 @@ pub fn compiled(name: &str, make: Make) -> PathBuf {
     fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("mkdir {}: {e}", folder.display()));
     let stem = source.file_stem().expect("it has a name").to_string_lossy().into_owned();
     let done = folder.join(format!("{stem}-{make:?}-{:016x}", hasher.finish()));
-    if !done.is_file() {
+    if !done.exists() {
         // Several tests may be here at once: each makes its own, and the last one's stays.
         let own = tempfile::Builder::new().tempdir_in(&folder).expect("an own folder");
         let made = own.path().join(&stem);
         run(command(make, &source, &made, &folder), None, Duration::from_secs(600)).ok();
-        fs::rename(&made, &done).unwrap_or_else(|e| panic!("rename to {}: {e}", done.display()));
+        let renamed = fs::rename(&made, &done);
+        // Another one's folder is not replaced, and as good.
+        assert!(done.exists(), "rename to {}: {renamed:?}", done.display());
     }
     done
 }
@@ -57,10 +61,15 @@ fn command(make: Make, source: &Path, made: &Path, folder: &Path) -> Command {
         Make::C | Make::ThirtyTwoBit => "gcc",
         Make::Musl => "musl-gcc",
         Make::Go => "go",
+        Make::Java => "javac",
     });
     if make == Make::Go {
         command.args(["build", "-o"]).arg(made).arg(source);
         return with_own_cache(command, folder);
+    }
+    if make == Make::Java {
+        command.arg("-d").arg(made).arg(source);
+        return command;
     }
     command.args(["-O1", "-pthread", "-o"]).arg(made).arg(source);
     match make {
@@ -70,7 +79,7 @@ fn command(make: Make, source: &Path, made: &Path, folder: &Path) -> Command {
             command.args(["-static", "-idirafter", "/usr/include", "-idirafter", &machine])
         }
         Make::ThirtyTwoBit => command.arg("-m32"),
-        Make::C | Make::Go => &mut command,
+        Make::C | Make::Go | Make::Java => &mut command,
     };
     command
 }

@@ -53,8 +53,9 @@ fn java_which_dials_ipv4_by_ipv6_sockets_is_captured_or_denied() {
     }
     for family in [Family::V4, Family::V6] {
         let ways = Ways::new(family);
-        let program = source("Dial.java");
-        let Tried { allowed, denied } = tried(&ways, &["java", program.to_str().expect("UTF-8")]);
+        let classes = compiled("Dial.java", Make::Java);
+        let words = ["java", "-cp", classes.to_str().expect("UTF-8"), "Dial"];
+        let Tried { allowed, denied } = tried(&ways, &words);
         let said = allowed.ok();
         let seen: Vec<&str> = said.lines().filter(|l| l.ends_with("received=sent by java")).collect();
         assert_eq!(seen.len(), 2, "{said}");
