@@ -29,7 +29,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use domain::Domain;
-pub use forward::{Kind, Opener, Opening};
+pub use forward::{Kind, Opener, Opening, Ready};
 pub use learned::{Learned, Observer};
 pub use sockets::Sockets;
 pub use zone::{Outcome, Transport, Zones};
@@ -151,10 +151,15 @@ impl Dns {
         }
         for listener in served.listeners {
             let (namespace, ending) = (namespace.clone(), stop.clone());
-            self.tasks.spawn(crate::proxy::accept_all("dns", listener, stop.clone(), move |program, peer| {
-                let (serving, ending) = (stream::serve(namespace.clone(), program, peer), ending.clone());
-                namespace.tasks.spawn(async move { ending.run_until_cancelled(serving).await });
-            }));
+            self.tasks.spawn(crate::proxy::accept_all(
+                "dns",
+                listener,
+                stop.clone(),
+                move |program, peer| {
+                    let (serving, ending) = (stream::serve(namespace.clone(), program, peer), ending.clone());
+                    namespace.tasks.spawn(async move { ending.run_until_cancelled(serving).await });
+                },
+            ));
         }
         if let Some(before) = self.lock().insert(netns, stop) {
             before.cancel();

@@ -21,11 +21,7 @@ pub struct QueryMaps {
 }
 
 impl QueryMaps {
-    pub fn new(
-        routes: BpfHashMap<MapData, DnsAlias, DnsRoute>,
-        flows: MapData,
-        names: NameReader,
-    ) -> Self {
+    pub fn new(routes: BpfHashMap<MapData, DnsAlias, DnsRoute>, flows: MapData, names: NameReader) -> Self {
         Self { routes, flows, names }
     }
 

@@ -86,7 +86,7 @@ impl Opener {
             loop {
                 let len = socket.recv(&mut buffer).await?;
                 if is_response_to(&buffer[..len], query) {
-                    return Ok(len);
+                    return io::Result::Ok(len);
                 }
             }
         };

@@ -104,7 +104,9 @@ mod tests {
     fn addresses_of_the_name_and_its_aliases_are_learned_and_no_others() {
         let mut message = Message::response(7, OpCode::Query);
         message.add_query(Query::query(name("API.example.com."), RecordType::A));
-        let a = |owner: &str, ip: [u8; 4]| Record::from_rdata(name(owner), 30, RData::A(ip.into()));
+        let a = |owner: &str, ip: [u8; 4]| {
+            Record::from_rdata(name(owner), 30, RData::A(std::net::Ipv4Addr::from(ip).into()))
+        };
         let alias = RData::CNAME(CNAME(name("real.example.net.")));
         message.add_answer(Record::from_rdata(name("api.example.com."), 300, alias));
         message.add_answer(a("REAL.example.net.", [192, 0, 2, 1]));

@@ -42,9 +42,7 @@ impl Sockets {
         let (four, four_datagrams) = again(four)?;
         let six = match again(six) {
             Ok(six) => Some(six),
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) =>
-            {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => {
                 None
             }
             Err(error) => return Err(error),
@@ -71,7 +69,10 @@ impl Sockets {
             socket.set_nonblocking(true)?;
             net::UdpSocket::from_std(socket)
         });
-        Ok(Served { listeners: listeners.collect::<io::Result<_>>()?, datagrams: datagrams.collect::<io::Result<_>>()? })
+        Ok(Served {
+            listeners: listeners.collect::<io::Result<_>>()?,
+            datagrams: datagrams.collect::<io::Result<_>>()?,
+        })
     }
 }
 

@@ -3,12 +3,7 @@
 //! What is not the mesh's goes on over one connection to the server that was asked, and comes back as it is and in its
 //! order; answers of our own go in between.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::SockRef;
 use tokio::{

@@ -12,7 +12,10 @@ pub enum Asked {
     /// `_NAME._tcp`: where the service's virtual IP is, and at which port.
     VirtualPort(String),
     /// `NAME.service`, `_NAME._tcp.service`, and the same with `.DATACENTER`: healthy instances.
-    Instances { name: String, datacenter: Option<String> },
+    Instances {
+        name: String,
+        datacenter: Option<String>,
+    },
     /// `HEX.addr`: the address that the digits write, which the answers about instances refer to.
     Address(IpAddr),
     Unknown,
