@@ -18,23 +18,41 @@ use mesh_tests::{
 const SYSTEM: &str = "127.0.0.53";
 
 /// `db` on B; on A a server at 127.0.0.53 that `/etc/resolv.conf` names, as systemd-resolved does it.
+struct Names {
+    mesh: Mesh,
+    system: Dnsmasq,
+    _db: Process,
+}
+
 #[track_caller]
-fn scene(sections: &str) -> (Mesh, Dnsmasq) {
+fn scene(sections: &str) -> Names {
     let mut scene = Scene::new(&[("db", 5432)]);
     scene.sections = sections.to_owned();
     let mesh = scene.start();
-    let server = Dnsmasq::start(&mesh.a.host, "", SYSTEM, "192.0.2.10");
-    mesh.a.host.write("/etc/resolv.conf", &format!("nameserver {SYSTEM}\noptions timeout:2 attempts:2\n"));
-    (mesh, server)
+    let _db = serve(&mesh.b.host, "db", 5432, &["echo"]);
+    let system = Dnsmasq::start(&mesh.a.host, "", SYSTEM, "192.0.2.10");
+    resolv_conf(&mesh.a.host, &format!("nameserver {SYSTEM}\noptions timeout:2 attempts:2\n"));
+    Names { mesh, system, _db }
 }
 
-/// The virtual IPs of `db` as `web` resolves it, once the mesh knows the service.
+/// On many machines it is a link to what another mount holds.
+#[track_caller]
+fn resolv_conf(host: &Host, text: &str) {
+    let _ = std::fs::remove_file(host.space().path("/etc/resolv.conf"));
+    host.write("/etc/resolv.conf", text);
+}
+
+/// The virtual IPs of `db` as `web` resolves it, once the mesh knows it, and that it is healthy.
 #[track_caller]
 fn virtual_ip(mesh: &Mesh) -> String {
     wait::until("db.mesh to resolve", || {
         let said = dig(&mesh.a.host, "web", &["db.mesh"]);
         let first = said.stdout.lines().next().unwrap_or_default().to_owned();
-        if first.starts_with("240.240.") { Ok(first) } else { Err(said.to_string()) }
+        let healthy = dig(&mesh.a.host, "web", &["db.service.mesh"]);
+        if first.starts_with("240.240.") && healthy.stdout.trim() == mesh.b_address() {
+            return Ok(first);
+        }
+        Err(format!("{said}\n{healthy}"))
     })
 }
 
@@ -55,7 +73,7 @@ fn addresses(said: &str) -> Vec<String> {
 #[test]
 fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
     require_root!();
-    let (mesh, server) = scene("");
+    let Names { mesh, system, .. } = scene("");
     let host = &mesh.a.host;
     let db = virtual_ip(&mesh);
     // glibc.
@@ -77,9 +95,9 @@ fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
     let missing = host.run("web", &["getent", "ahosts", "nope.mesh"]);
     assert!(!missing.status.success(), "{missing}");
     // What the search path makes of a name is not ours.
-    host.write("/etc/resolv.conf", &format!("search search.test\nnameserver {SYSTEM}\noptions ndots:3\n"));
+    resolv_conf(host, &format!("search search.test\nnameserver {SYSTEM}\noptions ndots:3\n"));
     assert_eq!(getent("web", "db.mesh"), ["192.0.2.77"]);
-    assert!(server.server.log().contains("db.mesh.search.test"), "{}", server.server.log());
+    assert!(system.server.log().contains("db.mesh.search.test"), "{}", system.server.log());
     // Python's own way into the C library.
     let script =
         format!("import socket;print(socket.getaddrinfo('db.service.mesh.',5432,socket.AF_INET)[0][4])");
@@ -90,9 +108,9 @@ fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
 #[test]
 fn dig_sees_what_the_server_that_it_asked_would_send() {
     require_root!();
-    let (mesh, _server) = scene("");
+    let Names { mesh, .. } = &scene("");
     let host = &mesh.a.host;
-    let db = virtual_ip(&mesh);
+    let db = virtual_ip(mesh);
     let web = |words: &[&str]| host.run("web", &[&["dig", "+tries=2", "+timeout=3"], words].concat()).ok();
     for options in [&["+notcp"][..], &["+tcp"], &["+noedns"], &["+bufsize=1232", "+dnssec"], &["+nocookie"]] {
         let said = web(&[options, &["db.mesh"]].concat());
@@ -128,7 +146,8 @@ fn dig_sees_what_the_server_that_it_asked_would_send() {
 #[test]
 fn programs_connect_by_name() {
     require_root!();
-    let (mesh, _server) = scene("");
+    let Names { mesh, _db: placeholder, .. } = scene("");
+    drop(placeholder);
     let _db = Postgres::start(&mesh.b.host, "db", 5432);
     mesh.allow("web", "db", 5432);
     virtual_ip(&mesh);
@@ -144,12 +163,12 @@ fn programs_connect_by_name() {
 #[test]
 fn a_socket_that_asks_two_servers_at_once_hears_each_of_them() {
     require_root!();
-    let (mesh, _system) = scene("");
+    let Names { mesh, .. } = &scene("");
     let six = mesh.b.host.v6.to_string();
     let four = mesh.b.host.v4.to_string();
     let _four = Dnsmasq::start(&mesh.b.host, "", &four, "192.0.2.20");
     let _six = Dnsmasq::start(&mesh.b.host, "", &six, "192.0.2.30");
-    let db = virtual_ip(&mesh);
+    let db = virtual_ip(mesh);
     // As musl does it: one IPv6 socket, IPv4 servers by their mapped addresses, whoever answers first.
     let said = mesh
         .a
@@ -217,10 +236,11 @@ fn a_static_musl_program_resolves_like_all_others() {
         eprintln!("SKIP: a_static_musl_program_resolves_like_all_others: musl-gcc is not installed");
         return;
     }
-    let (mesh, _server) = scene("");
+    let Names { mesh, .. } = &scene("");
     let host = &mesh.a.host;
-    let db = virtual_ip(&mesh);
-    let (source, program) = (host.log_file("resolve.c"), host.log_file("resolve"));
+    let db = virtual_ip(mesh);
+    let scratch = host.space().scratch();
+    let (source, program) = (scratch.join("resolve.c"), scratch.join("resolve"));
     std::fs::write(&source, MUSL).expect("the scratch folder takes files");
     let built = Command::new("musl-gcc").arg("-static").arg("-o").args([&program, &source]).status();
     assert!(built.is_ok_and(|status| status.success()), "musl-gcc");
@@ -228,7 +248,7 @@ fn a_static_musl_program_resolves_like_all_others() {
     let resolve = |cgroup, name| host.run(cgroup, &[program, name]).ok();
     // Two servers that answer the same: musl asks both at once.
     let _second = Dnsmasq::start(&mesh.b.host, "", &mesh.b_address(), "192.0.2.10");
-    host.write("/etc/resolv.conf", &format!("nameserver {SYSTEM}\nnameserver {}\n", mesh.b_address()));
+    resolv_conf(host, &format!("nameserver {SYSTEM}\nnameserver {}\n", mesh.b_address()));
     assert_eq!(resolve("web", "db.mesh").trim(), db);
     assert_eq!(resolve("web", PLAIN).trim(), "192.0.2.10");
     assert_eq!(resolve("unmanaged", "db.mesh").trim(), NOT_THE_MESH);
@@ -255,9 +275,9 @@ int main(int argc, char **argv) {
 #[test]
 fn a_container_resolves_the_mesh_and_asks_its_own_server_for_all_else() {
     require_root!();
-    let (mesh, _server) = scene("");
+    let Names { mesh, .. } = &scene("");
     let host = &mesh.a.host;
-    let db = virtual_ip(&mesh);
+    let db = virtual_ip(mesh);
     let container = Container::new(host, 1, "web/container");
     // As a container engine's: the same address means another server here.
     let inside = words(host, "127.0.0.11", "192.0.2.40");
@@ -281,8 +301,8 @@ fn a_container_resolves_the_mesh_and_asks_its_own_server_for_all_else() {
 #[test]
 fn names_outside_the_mesh_resolve_while_the_daemon_is_dead() {
     require_root!();
-    let (mut mesh, _server) = scene("");
-    let db = virtual_ip(&mesh);
+    let Names { mesh, .. } = &mut scene("");
+    let db = virtual_ip(mesh);
     assert_eq!(dig(&mesh.a.host, "web", &[PLAIN]).ok().trim(), "192.0.2.10");
     mesh.a.kill9();
     for options in ["+notcp", "+tcp"] {
@@ -291,14 +311,14 @@ fn names_outside_the_mesh_resolve_while_the_daemon_is_dead() {
         assert_eq!(dig(&mesh.a.host, "web", &[options, "db.mesh"]).ok().trim(), NOT_THE_MESH);
     }
     mesh.a.run();
-    assert_eq!(virtual_ip(&mesh), db, "the address is the service's for good");
+    assert_eq!(virtual_ip(mesh), db, "the address is the service's for good");
 }
 
 #[test]
 fn names_are_refused_while_the_daemon_is_dead_if_it_is_told_so() {
     require_root!();
-    let (mut mesh, _server) = scene("[dns]\nwhen_down = \"refuse\"\n");
-    virtual_ip(&mesh);
+    let Names { mesh, .. } = &mut scene("[dns]\nwhen_down = \"refuse\"\n");
+    virtual_ip(mesh);
     mesh.a.kill9();
     let said = mesh.a.host.run("web", &["python3", "-c", ERRORS]).ok();
     assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["1", "1", "1"], "EPERM: {said}");
@@ -322,7 +342,7 @@ print(error(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).connect(at
 #[test]
 fn names_are_left_alone_where_the_configuration_says_so() {
     require_root!();
-    let (mesh, _server) = scene("[dns]\nenabled = false\n");
+    let Names { mesh, .. } = &scene("[dns]\nenabled = false\n");
     for cgroup in ["web", "unmanaged"] {
         assert_eq!(dig(&mesh.a.host, cgroup, &["db.mesh"]).ok().trim(), NOT_THE_MESH);
     }
@@ -333,8 +353,8 @@ fn names_are_left_alone_where_the_configuration_says_so() {
 #[test]
 fn the_daemons_sockets_for_names_serve_nobody_else() {
     require_root!();
-    let (mesh, _server) = scene("");
-    let db = virtual_ip(&mesh);
+    let Names { mesh, .. } = &scene("");
+    let db = virtual_ip(mesh);
     let status = mesh.a.status();
     let mut ports = status
         .list("listeners")
@@ -363,9 +383,9 @@ fn the_daemons_sockets_for_names_serve_nobody_else() {
 #[test]
 fn a_server_that_is_not_there_is_an_error_and_does_not_stop_the_mesh() {
     require_root!();
-    let (mesh, server) = scene("");
+    let Names { mesh, system, .. } = scene("");
     let db = virtual_ip(&mesh);
-    drop(server);
+    drop(system);
     let said = mesh.a.host.run("web", &["dig", "+tries=1", "+timeout=3", PLAIN]);
     assert!(said.stdout.contains("SERVFAIL"), "told at once, as ICMP would: {said}");
     assert_eq!(dig(&mesh.a.host, "web", &["db.mesh"]).ok().trim(), db);
@@ -376,24 +396,23 @@ fn a_server_that_is_not_there_is_an_error_and_does_not_stop_the_mesh() {
 #[test]
 fn garbage_and_floods_stop_nobody() {
     require_root!();
-    let (mesh, _server) = scene("");
-    let db = virtual_ip(&mesh);
+    let Names { mesh, .. } = &scene("");
+    let db = virtual_ip(mesh);
     mesh.a.host.run("web", &["python3", "-c", GARBAGE]).ok();
     assert_eq!(dig(&mesh.a.host, "web", &["db.mesh"]).ok().trim(), db);
     assert_eq!(dig(&mesh.a.host, "other", &[PLAIN]).ok().trim(), "192.0.2.10");
-    let _server = serve(&mesh.b.host, "db", 5432, &["echo"]);
     mesh.allow("web", "db", 5432);
 }
 
 /// Sends what is no query, and many that nobody answers.
 const GARBAGE: &str = r#"
 import os, socket, struct
+t = socket.create_connection(("127.0.0.53", 53))
+t.sendall(b"\0\x05hello")
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for n in range(2000):
     s.sendto(os.urandom(n % 300), ("127.0.0.53", 53))
 question = b"\7example\0\0\1\0\1"
 for n in range(3000):
     s.sendto(struct.pack(">6H", n, 0x0100, 1, 0, 0, 0) + question, ("192.0.2.1", 53))
-t = socket.create_connection(("127.0.0.53", 53))
-t.sendall(b"\0\x05hello")
 "#;
