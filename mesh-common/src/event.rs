@@ -73,6 +73,8 @@ pub const REASON_MPTCP: u32 = 9;
 pub const REASON_SOURCE: u32 = 20;
 /// The socket is bound to a device, and the caller lacks the capability to have it freed.
 pub const REASON_DEVICE: u32 = 21;
+/// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
+pub const REASON_NO_RESOLVER: u32 = 10;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -88,6 +90,7 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_MPTCP => "mptcp",
         REASON_SOURCE => "bound-source",
         REASON_DEVICE => "bound-device",
+        REASON_NO_RESOLVER => "no-resolver",
         _ => "none",
     }
 }

@@ -11,7 +11,7 @@ use mesh_common::{
     counter::Counter,
     event,
     flow::{self, COMM_LEN, DirectFlow, Origin, SocketState},
-    map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
+    map::{LISTENER_DNS4, LISTENER_DNS6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
     policy::{
         self, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED,
         ServiceId, Settings,
@@ -19,7 +19,7 @@ use mesh_common::{
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
 
-use crate::{bound, caller, context, context::Family, maps, report};
+use crate::{bound, caller, context, context::Family, dns, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -48,11 +48,18 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 }
 
 /// A connection that is refused, with what the event says of it.
-struct Denial {
-    reason: u32,
-    source: ServiceId,
-    destination: ServiceId,
-    remote: Endpoint,
+pub struct Denial {
+    pub reason: u32,
+    pub source: ServiceId,
+    pub destination: ServiceId,
+    pub remote: Endpoint,
+}
+
+/// The socket's network namespace, and whether that is the host's.
+#[derive(Clone, Copy)]
+struct Place {
+    netns: u64,
+    home: bool,
 }
 
 #[inline(always)]
@@ -67,7 +74,23 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         return Ok(());
     }
     let netns = context::netns_of(ctx);
+    let place = Place { netns, home: netns == settings.host_netns };
     let target = target(remote, netns, settings);
+    if let Some(asker) = dns::asker(caller, remote, target, settings) {
+        let origin = origin(ctx, remote, asker, policy::NO_SERVICE);
+        let denied = |reason| Denial { reason, source: asker, destination: policy::NO_SERVICE, remote };
+        if dns::is_divertible(ctx, &remote) {
+            match redirect(ctx, family, origin, place, (LISTENER_DNS4, LISTENER_DNS6)) {
+                Ok(()) => {
+                    report::count(Counter::DnsDiverted);
+                    return Ok(());
+                }
+                Err(event::REASON_NO_LISTENER) => {}
+                Err(reason) => return Err(denied(reason)),
+            }
+        }
+        dns::missed(settings).map_err(denied)?;
+    }
     let source = if let Caller::Workload { service, .. } = caller { service } else { policy::NO_SERVICE };
     let destination = match target {
         Target::Outside => policy::NO_SERVICE,
@@ -94,16 +117,14 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
                 .or_else(|()| refused(event::REASON_MAP_FULL))
         }
         Verdict::Capture { source, destination } => {
-            let home = netns == settings.host_netns;
-            let origin = origin(ctx, remote, source, destination);
-            capture(ctx, family, origin, netns, home).or_else(refused)
+            capture(ctx, family, origin(ctx, remote, source, destination), place).or_else(refused)
         }
         Verdict::Deny(reason) => refused(reason),
     }
 }
 
 #[inline(always)]
-fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
+pub fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
     // SAFETY: as in `caller`.
     if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(remote.port)) } {
         let loopback = remote.addr.is_loopback();
@@ -135,7 +156,7 @@ fn allowed(source: ServiceId, destination: ServiceId) -> bool {
 }
 
 #[inline(always)]
-fn origin(
+pub fn origin(
     ctx: &SockAddrContext,
     original_dst: Endpoint,
     source: ServiceId,
@@ -188,7 +209,7 @@ fn forget(ctx: &SockAddrContext) {
 
 /// Stores `state` on the socket; fails when the kernel has no room for it.
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
+pub fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
     // SAFETY: `state` lives through the call, which copies it.
     let stored = unsafe { maps::SOCKETS.get_or_insert_ptr_mut(ctx, Some(state)) };
     if stored.is_null() { Err(()) } else { Ok(()) }
@@ -214,24 +235,36 @@ fn direct(ctx: &SockAddrContext, origin: Origin, netns: u64) -> Result<(), ()> {
 
 /// Redirects the call to the daemon's listener in the caller's namespace; the error is a `REASON_*`.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, netns: u64, home: bool) -> Result<(), u32> {
+fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, at: Place) -> Result<(), u32> {
+    redirect(ctx, family, origin, at, (LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))?;
+    report::count(Counter::Captured);
+    Ok(())
+}
+
+#[inline(always)]
+fn redirect(
+    ctx: &SockAddrContext,
+    family: Family,
+    origin: Origin,
+    Place { netns, home }: Place,
+    (role4, role6): (u32, u32),
+) -> Result<(), u32> {
     // A v4 destination dialled through a v6 socket stays a v4 connection.
     let v4 = origin.original_dst.addr.v4().is_some();
-    let (role, loopback) = if v4 { (LISTENER_OUTBOUND4, LOOPBACK4) } else { (LISTENER_OUTBOUND6, LOOPBACK6) };
+    let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
     bound::check_source(ctx, family, home)?;
     let device = bound::release_device(ctx)?;
     remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, device })
         .map_err(|()| event::REASON_MAP_FULL)?;
     context::set_address(ctx, family, Endpoint::new(loopback, port));
-    report::count(Counter::Captured);
     Ok(())
 }
 
 /// The port of the daemon's listener, read from the socket itself: what is not listening has none, and a port that
 /// somebody else took over after the daemon died is never answered.
 #[inline(always)]
-fn listener_port(key: &ListenerKey) -> Option<Port> {
+pub fn listener_port(key: &ListenerKey) -> Option<Port> {
     // SAFETY: the map's key type is `ListenerKey`; the verifier demands the release of what is returned.
     let sk: *mut bpf_sock = unsafe {
         bpf_map_lookup_elem((&raw const maps::LISTENERS).cast_mut().cast(), (&raw const *key).cast())
@@ -248,7 +281,7 @@ fn listener_port(key: &ListenerKey) -> Option<Port> {
 }
 
 #[inline(always)]
-fn deny(ctx: &SockAddrContext, denial: &Denial) {
+pub fn deny(ctx: &SockAddrContext, denial: &Denial) {
     report::count(match denial.reason {
         event::REASON_INTENTION => Counter::DeniedIntention,
         event::REASON_UNMANAGED => Counter::DeniedUnmanaged,
@@ -257,6 +290,7 @@ fn deny(ctx: &SockAddrContext, denial: &Denial) {
         event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
         event::REASON_NO_LISTENER => Counter::DeniedNoListener,
         event::REASON_SOURCE | event::REASON_DEVICE => Counter::DeniedBound,
+        event::REASON_NO_RESOLVER => Counter::DeniedNoResolver,
         _ => Counter::DeniedMapFull,
     });
     emit(ctx, event::EVENT_DENIED, denial);

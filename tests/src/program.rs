@@ -3,6 +3,7 @@
 pub mod compiled;
 pub mod connect_proxy;
 pub mod consul;
+pub mod dnsmasq;
 pub mod envoy;
 pub mod iperf;
 pub mod nginx;

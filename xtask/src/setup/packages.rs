@@ -7,8 +7,10 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 20] = [
+const TEST: [&str; 22] = [
+    "bind9-dnsutils",
     "curl",
+    "dnsmasq-base",
     "gcc-multilib",
     "golang-go",
     "iperf3",
