@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn aliases_are_kept_for_an_hour_and_for_minutes_when_there_are_too_many() {
         let route = DnsRoute { server: Endpoint::UNSPECIFIED, service: 1, used_ns: 1_000_000_000 };
-        let after = |seconds| Duration::from_secs(1 + seconds);
+        let after = |seconds: u64| Duration::from_secs(1 + seconds);
         assert!(!is_over(&route, after(3600), false) && is_over(&route, after(3601), false));
         assert!(!is_over(&route, after(300), true) && is_over(&route, after(301), true));
         assert!(!is_over(&route, Duration::ZERO, true));
