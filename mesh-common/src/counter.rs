@@ -22,10 +22,12 @@ pub enum Counter {
     EventLost = 14,
     DeniedBind = 15,
     DeniedMptcp = 16,
+    RefusedNoInstance = 17,
+    DeniedNoService = 18,
 }
 
 impl Counter {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -43,6 +45,8 @@ impl Counter {
         Self::EventLost,
         Self::DeniedBind,
         Self::DeniedMptcp,
+        Self::RefusedNoInstance,
+        Self::DeniedNoService,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -65,6 +69,8 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
+            Self::RefusedNoInstance => "refused_no_instance",
+            Self::DeniedNoService => "denied_no_service",
         }
     }
 }

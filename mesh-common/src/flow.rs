@@ -28,7 +28,8 @@ pub struct SocketState {
     pub origin: Origin,
     /// `SOCKET_*`: what `connect()` decided.
     pub disposition: u32,
-    pub pad: u32,
+    /// `SOCKET_FLAG_*` bits.
+    pub flags: u32,
 }
 contract!(SocketState, 64);
 
@@ -36,6 +37,9 @@ contract!(SocketState, 64);
 pub const SOCKET_CAPTURED: u32 = 1;
 /// The socket connects directly to an allowed service of this host.
 pub const SOCKET_DIRECT: u32 = 2;
+
+/// A direct connection leads elsewhere than to what the program dialled: a virtual IP.
+pub const SOCKET_FLAG_VIRTUAL: u32 = 1;
 
 /// Key of `FLOWS`: the connecting end of a captured connection as the outbound listener sees it (its peer).
 #[repr(C)]

@@ -222,7 +222,7 @@ fn direct(direct: &Direct) -> FlowStatus {
         source: direct.source.to_string(),
         destination: direct.destination.to_string(),
         original_dst: Some(direct.original_dst),
-        instance: Some(direct.original_dst),
+        instance: Some(direct.remote),
         state: FlowState::Direct,
         tls: None,
         bytes_sent: direct.bytes_sent,
@@ -354,6 +354,7 @@ fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) ->
         all.insert(format!("{direction}_{}", count.reason.replace('-', "_")), count.count);
     }
     all.insert("flows_opened".into(), daemon.proxy().flows().opened());
+    all.insert("outbound_failovers".into(), daemon.proxy().failovers());
     all.insert("flows_live".into(), daemon.proxy().flows().live());
     all
 }

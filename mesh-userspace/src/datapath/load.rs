@@ -128,9 +128,10 @@ pub const HOOKS: [Hook; 9] = [
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
 ];
 
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 15] = [
     map::WORKLOADS,
     map::DESTINATIONS,
+    map::VIRTUALS,
     map::PROTECTED,
     map::POLICY,
     map::HOST_ADDRS,
