@@ -15,7 +15,7 @@ pub use server::{AdminServer, BindError};
 pub use status::{
     Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
     FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
-    WorkloadStatus,
+    VirtualServiceStatus, WorkloadStatus,
 };
 
 use crate::identity::ServiceName;

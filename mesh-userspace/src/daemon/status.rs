@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::Daemon;
+use super::{Daemon, virtual_ips};
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
@@ -38,6 +38,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
         }
     };
+    let mesh = std::sync::Arc::clone(&daemon.mesh.load());
     let engine = daemon.kernel.lock();
     let cgroups = engine.workloads(&daemon.governed);
     let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
@@ -52,6 +53,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         attachments: engine.attachments().into_iter().map(|a| attachment(daemon, a)).collect(),
         workloads: workloads(&config, &cgroups),
         services: services(daemon, &config),
+        virtual_services: virtual_ips::services(&mesh),
         flows,
         uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
         recent: recent(&ended, &daemon.recent.list(), now),
@@ -63,6 +65,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .degraded()
             .into_iter()
             .chain(listed)
+            .chain(virtual_ips::degraded(&mesh))
             .chain(daemon.embedded().and_then(|embedded| embedded.ca_warning()))
             .collect(),
         exempt: exempt(daemon, &config, &cgroups),
