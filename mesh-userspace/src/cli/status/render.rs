@@ -164,7 +164,7 @@ fn virtual_services(report: &StatusReport, style: Style) -> String {
             service.service.as_str().into(),
             v4.into(),
             service.virtual_ipv6.map_or("-".to_owned(), |ip| ip.to_string()).into(),
-            Cell::coloured(&format!("{} of {}", service.healthy, service.instances), colour),
+            Cell::coloured(format!("{} of {}", service.healthy, service.instances), colour),
         ]);
     }
     table.render(style)
