@@ -22,12 +22,17 @@ pub enum Counter {
     EventLost = 14,
     DeniedBind = 15,
     DeniedMptcp = 16,
-    RefusedNoInstance = 17,
-    DeniedNoService = 18,
+    /// Queries for names, or their sockets' `connect()`, diverted to the daemon.
+    DnsDiverted = 17,
+    /// Queries for names that went past the daemon, because it could not take them.
+    DnsPassed = 18,
+    DeniedNoResolver = 19,
+    RefusedNoInstance = 20,
+    DeniedNoService = 21,
 }
 
 impl Counter {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -45,6 +50,9 @@ impl Counter {
         Self::EventLost,
         Self::DeniedBind,
         Self::DeniedMptcp,
+        Self::DnsDiverted,
+        Self::DnsPassed,
+        Self::DeniedNoResolver,
         Self::RefusedNoInstance,
         Self::DeniedNoService,
     ];
@@ -69,6 +77,9 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
+            Self::DnsDiverted => "dns_diverted",
+            Self::DnsPassed => "dns_passed",
+            Self::DeniedNoResolver => "denied_no_resolver",
             Self::RefusedNoInstance => "refused_no_instance",
             Self::DeniedNoService => "denied_no_service",
         }

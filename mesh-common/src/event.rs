@@ -69,11 +69,12 @@ pub const REASON_NO_LISTENER: u32 = 7;
 pub const REASON_BIND: u32 = 8;
 /// `socket()` for MPTCP, whose `connect()` runs no hook.
 pub const REASON_MPTCP: u32 = 9;
-
+/// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
+pub const REASON_NO_RESOLVER: u32 = 10;
 /// No instance of the service that a virtual IP means can take it; `connect()` was answered with `ECONNREFUSED`.
-pub const REASON_NO_INSTANCE: u32 = 10;
+pub const REASON_NO_INSTANCE: u32 = 11;
 /// An address that virtual IPs are taken from, and that means no service known here.
-pub const REASON_NO_SERVICE: u32 = 11;
+pub const REASON_NO_SERVICE: u32 = 12;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -87,6 +88,7 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_NO_LISTENER => "no-listener",
         REASON_BIND => "bind",
         REASON_MPTCP => "mptcp",
+        REASON_NO_RESOLVER => "no-resolver",
         REASON_NO_INSTANCE => "no-healthy-instance",
         REASON_NO_SERVICE => "no-service",
         _ => "none",

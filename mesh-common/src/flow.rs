@@ -37,6 +37,8 @@ contract!(SocketState, 64);
 pub const SOCKET_CAPTURED: u32 = 1;
 /// The socket connects directly to an allowed service of this host.
 pub const SOCKET_DIRECT: u32 = 2;
+/// The UDP socket is connected to an alias of the server that it asks for names.
+pub const SOCKET_DNS: u32 = 3;
 
 /// A direct connection leads elsewhere than to what the program dialled: a virtual IP.
 pub const SOCKET_FLAG_VIRTUAL: u32 = 1;
