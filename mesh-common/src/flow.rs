@@ -28,10 +28,13 @@ pub struct SocketState {
     pub origin: Origin,
     /// `SOCKET_*`: what `connect()` decided.
     pub disposition: u32,
+    /// `SOCKET_FLAG_*` bits.
+    pub flags: u32,
     /// The index of the device that the program had bound it to, and capture freed it from; 0 for none.
     pub device: u32,
+    pub pad: u32,
 }
-contract!(SocketState, 64);
+contract!(SocketState, 72);
 
 /// The socket's connection was redirected to the outbound listener.
 pub const SOCKET_CAPTURED: u32 = 1;
@@ -39,6 +42,9 @@ pub const SOCKET_CAPTURED: u32 = 1;
 pub const SOCKET_DIRECT: u32 = 2;
 /// The UDP socket is connected to an alias of the server that it asks for names.
 pub const SOCKET_DNS: u32 = 3;
+
+/// A direct connection leads elsewhere than to what the program dialled: a virtual IP.
+pub const SOCKET_FLAG_VIRTUAL: u32 = 1;
 
 /// Key of `FLOWS`: the connecting end of a captured connection as the outbound listener sees it (its peer).
 #[repr(C)]
