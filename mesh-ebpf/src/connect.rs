@@ -13,8 +13,8 @@ use mesh_common::{
     flow::{self, COMM_LEN, DirectFlow, Origin, SocketState},
     map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
     policy::{
-        self, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED,
-        ServiceId, Settings,
+        self, Destination, HostAddrKey, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE,
+        SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId,
     },
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
@@ -68,7 +68,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         return Ok(());
     }
     let netns = context::netns_of(ctx);
-    let target = target(remote, netns, settings);
+    let target = target(remote, netns);
     let source = if let Caller::Workload { service, .. } = caller { service } else { policy::NO_SERVICE };
     let destination = match target {
         Target::Outside => policy::NO_SERVICE,
@@ -102,23 +102,26 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
 }
 
 #[inline(always)]
-fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
+fn target(remote: Endpoint, netns: u64) -> Target {
     // SAFETY: as in `caller`.
-    if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(remote.port)) } {
-        let loopback = remote.addr.is_loopback();
-        let home = netns == settings.host_netns;
-        // Loopback of another namespace is another place.
+    if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(netns, remote.port)) } {
+        let own = HostAddrKey { netns, addr: remote.addr };
         // SAFETY: as in `caller`.
-        if (loopback && home) || (!loopback && unsafe { maps::HOST_ADDRS.get(remote.addr) }.is_some()) {
+        if remote.addr.is_loopback() || unsafe { maps::HOST_ADDRS.get(own) }.is_some() {
             return Target::Local {
                 service: protected.service,
                 permissive: protected.flags & policy::PROTECTED_PERMISSIVE != 0,
-                reachable: home,
+                reachable: protected.flags & policy::PROTECTED_ELSEWHERE == 0,
             };
         }
     }
     // SAFETY: as in `caller`.
     match unsafe { maps::DESTINATIONS.get(remote) } {
+        Some(Destination { service, flags }) if flags & policy::DESTINATION_HERE != 0 => Target::Local {
+            service: *service,
+            permissive: flags & policy::DESTINATION_PERMISSIVE != 0,
+            reachable: false,
+        },
         Some(destination) => Target::Remote { service: destination.service },
         None => Target::Outside,
     }

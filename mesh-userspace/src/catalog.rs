@@ -78,6 +78,11 @@ impl Catalog {
         self.own.get(&(service.clone(), port))
     }
 
+    /// Returns this host's own instance of `service`, at whatever port: a container's own address is in no catalog.
+    pub fn own_instance_of(&self, service: &ServiceName) -> Option<&Arc<Instance>> {
+        self.own.iter().find(|((name, _), _)| name == service).map(|(_, instance)| instance)
+    }
+
     /// Returns the instance that a program dialling `address` means.
     pub fn instance_at(&self, address: SocketAddr) -> Option<&Arc<Instance>> {
         self.by_address.get(&address)

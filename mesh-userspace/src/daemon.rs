@@ -12,8 +12,10 @@ mod services;
 mod signals;
 mod status;
 mod visitor;
+mod whereabouts;
 
 use std::{
+    collections::HashMap,
     fs,
     net::IpAddr,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
@@ -47,6 +49,7 @@ use crate::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
         events,
+        guards::Guards,
         names::NameReader,
         uncaptured::established,
     },
@@ -59,6 +62,7 @@ use kernel::Kernel;
 use listeners::Listeners;
 use services::Services;
 use visitor::Visitor;
+use whereabouts::Whereabouts;
 
 /// Runs the daemon until SIGTERM, SIGINT or `meshnode drain`.
 pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
@@ -143,6 +147,7 @@ pub struct Daemon {
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
     namespaces: namespaces::Served,
+    guards: Guards,
     recent: events::Recent,
     started: Instant,
     draining: AtomicBool,
@@ -166,7 +171,8 @@ impl Daemon {
             "this host has no address that others could use: set address.advertise (or bring an interface up)",
         )?;
         let embedded = listeners::start_embedded(&config, main_address).await?;
-        let mut services = Services::default();
+        let whereabouts = Whereabouts::new(visitor.clone());
+        let mut services = Services::new(whereabouts.clone());
         let inbound = services.apply(&config)?;
         let (announce, announced) = watch::channel(Arc::new(services.announced(&config, &advertised)));
         let settings = listeners::client_settings(&config, main_address);
@@ -180,7 +186,10 @@ impl Daemon {
         listeners.hand_to_kernel(&kernel, &sockets)?;
         let proxy =
             proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
-        let host_netns = kernel.lock().host_netns();
+        let (host_netns, guards) = {
+            let engine = kernel.lock();
+            (engine.host_netns(), engine.guards())
+        };
         proxy.add_outbound(host_netns, sockets.outbound)?;
         proxy.set_inbound(services.inbound(inbound))?;
         let daemon = Arc::new(Self {
@@ -199,6 +208,7 @@ impl Daemon {
             announce,
             listeners,
             namespaces: namespaces::Served::default(),
+            guards,
             recent,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -208,7 +218,7 @@ impl Daemon {
         });
         tokio::spawn(daemon.clone().drive());
         if let Some(visitor) = visitor {
-            tokio::spawn(daemon.clone().follow_namespaces(visitor));
+            tokio::spawn(daemon.clone().follow_namespaces(visitor, whereabouts));
         }
         if let Some(log) = outlets.log {
             tracing::warn!("the BPF programs were built for debugging: they log each decision");
@@ -399,9 +409,17 @@ impl Daemon {
         self.stop.notify_one();
     }
 
-    async fn follow_namespaces(self: Arc<Self>, visitor: Visitor) {
-        let served = self.namespaces.clone();
-        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), &self.proxy, served).await {
+    async fn follow_namespaces(self: Arc<Self>, visitor: Visitor, whereabouts: Whereabouts) {
+        let follower = namespaces::Follower {
+            visitor,
+            kernel: self.kernel.clone(),
+            proxy: &self.proxy,
+            served: self.namespaces.clone(),
+            whereabouts,
+            guards: self.guards.clone(),
+            failed: HashMap::new(),
+        };
+        if let Err(error) = follower.follow().await {
             tracing::error!(%error, "network namespaces are not followed any more: workloads in new ones are denied");
         }
     }

@@ -38,6 +38,7 @@ pub(super) fn route(
     let instance = catalog
         .instance_at(original_dst)
         .or_else(|| catalog.own_instance(destination, original_dst.port()))
+        .or_else(|| catalog.own_instance_of(destination))
         .ok_or_else(|| Reason::NoInstance(destination.clone()))?;
     if instance.service != *destination {
         let (expected, found) = (destination.clone(), instance.service.clone());
