@@ -53,6 +53,7 @@ use crate::{
         names::NameReader,
         uncaptured::established,
     },
+    dns::{self, Dns, Zones},
     identity::ServiceName,
     proxy::{self, ProxyHandle, ProxySettings},
     state::{Mesh, MeshState},
@@ -80,6 +81,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
         limits: config.limits,
         node: config.node.clone(),
         same_host_mtls: config.same_host == SameHost::Mtls,
+        names: services::resolving(&config),
         services: services::kernel_view(&config),
         rules: services::rules(&config, &own),
     })?;
@@ -141,6 +143,8 @@ pub struct Daemon {
     mesh: MeshState,
     kernel: Kernel,
     proxy: ProxyHandle,
+    /// `None`: names are left alone.
+    dns: Option<Dns>,
     sync: Mutex<Option<SyncHandle>>,
     embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
@@ -191,6 +195,15 @@ impl Daemon {
             (engine.host_netns(), engine.guards())
         };
         proxy.add_outbound(host_netns, sockets.outbound)?;
+        let dns = match sockets.names {
+            Some(names) => {
+                let zones = Zones::new(config.dns.domains.clone(), config.dns.consul_domains.clone());
+                let dns = Dns::new(zones, mesh.clone(), Box::new(outlets.queries));
+                dns.add(host_netns, names, dns::Opener::Here)?;
+                Some(dns)
+            }
+            None => None,
+        };
         proxy.set_inbound(services.inbound(inbound))?;
         let daemon = Arc::new(Self {
             config: ArcSwap::from_pointee(config),
@@ -202,6 +215,7 @@ impl Daemon {
             mesh,
             kernel,
             proxy,
+            dns,
             sync: Mutex::new(Some(sync)),
             embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
@@ -264,6 +278,9 @@ impl Daemon {
         let leaving = self.services().announced(&self.config(), &[]);
         self.announce.send_replace(Arc::new(leaving));
         self.proxy.drain(deadline).await;
+        if let Some(dns) = &self.dns {
+            dns.shut_down().await;
+        }
         let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sync) = sync {
             sync.shutdown(true).await;
@@ -414,6 +431,7 @@ impl Daemon {
             visitor,
             kernel: self.kernel.clone(),
             proxy: &self.proxy,
+            dns: self.dns.as_ref(),
             served: self.namespaces.clone(),
             whereabouts,
             guards: self.guards.clone(),

@@ -16,6 +16,7 @@ pub mod guards;
 pub mod host;
 pub mod load;
 pub mod names;
+pub mod queries;
 mod sock_diag;
 mod sys;
 mod tables;

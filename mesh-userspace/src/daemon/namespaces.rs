@@ -22,13 +22,14 @@ mod inside;
 mod served;
 mod starts;
 
-use inside::{Protection, listen};
+use inside::{Opened, Protection, opener};
 use served::Namespace;
 pub use served::{Guarded, Served};
 use starts::Starts;
 
 use super::{
     kernel::{Kernel, News},
+    listeners::hand_over_names,
     visitor::{Sight, Visitor},
     whereabouts::{Place, Places, Whereabouts},
 };
@@ -38,6 +39,7 @@ use crate::{
         guards::Guards,
         host,
     },
+    dns::{self, Dns},
     identity::ServiceName,
     proxy::ProxyHandle,
 };
@@ -54,6 +56,8 @@ pub struct Follower<'a> {
     pub visitor: Visitor,
     pub kernel: Kernel,
     pub proxy: &'a ProxyHandle,
+    /// `None`: names are left alone.
+    pub dns: Option<&'a Dns>,
     pub served: Served,
     pub whereabouts: Whereabouts,
     pub guards: Guards,
@@ -108,9 +112,10 @@ impl Follower<'_> {
 
     /// Listens for what programs in the namespace dial.
     async fn enter(&mut self, inode: u64) {
-        let opened = self.visitor.inside(inode, listen).await;
+        let with_names = self.dns.is_some();
+        let opened = self.visitor.inside(inode, move || Opened::open(with_names)).await;
         let added = match opened {
-            Ok(outbound) => self.add(inode, outbound),
+            Ok(opened) => self.add(inode, opened),
             // It is gone again.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => Err(error.into()),
@@ -126,12 +131,28 @@ impl Follower<'_> {
         }
     }
 
-    fn add(&self, inode: u64, outbound: Vec<TcpListener>) -> anyhow::Result<()> {
-        let cookie = host::cookie_of(&outbound[0])?;
+    fn add(&self, inode: u64, opened: Opened) -> anyhow::Result<()> {
+        let Opened { cookie, outbound, names } = opened;
         let listeners = self.serve(cookie, outbound).inspect_err(|_| self.remove(cookie))?;
         tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
-        self.served.insert(inode, Namespace::new(cookie, listeners));
+        let names = names.map_or_else(|| Ok(Vec::new()), |sockets| self.add_names(inode, cookie, sockets?));
+        let names = names.unwrap_or_else(|error| {
+            tracing::error!(
+                namespace = inode,
+                %error,
+                "names cannot be answered in a workload's network namespace: what is asked there is not diverted"
+            );
+            Vec::new()
+        });
+        self.served.insert(inode, Namespace::new(cookie, listeners, names));
         Ok(())
+    }
+
+    fn add_names(&self, inode: u64, cookie: u64, sockets: dns::Sockets) -> anyhow::Result<Vec<SocketAddr>> {
+        let Some(dns) = self.dns else { return Ok(Vec::new()) };
+        let listeners = hand_over_names(&mut self.kernel.lock(), cookie, &sockets)?;
+        dns.add(cookie, sockets, opener(self.visitor.clone(), inode))?;
+        Ok(listeners)
     }
 
     fn serve(&self, cookie: u64, sockets: Vec<TcpListener>) -> anyhow::Result<Vec<SocketAddr>> {
@@ -159,6 +180,9 @@ impl Follower<'_> {
 
     fn remove(&self, cookie: u64) {
         self.proxy.remove_namespace(cookie);
+        if let Some(dns) = self.dns {
+            dns.remove(cookie);
+        }
         if let Err(error) = self.kernel.lock().set_served(cookie, false) {
             tracing::error!(%error, "cannot forget a network namespace");
         }

@@ -47,6 +47,8 @@ pub struct View<'a> {
     pub elsewhere: Option<&'a Elsewhere>,
     pub host_netns: u64,
     pub same_host_mtls: bool,
+    /// `SETTINGS_DNS*`.
+    pub resolving: u32,
     pub mesh: &'a Mesh,
 }
 
@@ -162,7 +164,8 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
         keep_elsewhere: view.elsewhere.is_none(),
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
-                | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 },
+                | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 }
+                | view.resolving,
             pad: 0,
             classified_up_to: view.classified_up_to,
             host_netns: view.host_netns,
@@ -301,6 +304,7 @@ mod tests {
             elsewhere,
             host_netns: 1,
             same_host_mtls: false,
+            resolving: 0,
             mesh,
         };
         desired(&view, names, seen).0

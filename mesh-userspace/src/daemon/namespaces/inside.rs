@@ -9,9 +9,37 @@ use netlink_sys::Socket as Netlink;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    daemon::listeners::is_absent,
+    daemon::{listeners::is_absent, visitor::Visitor},
     datapath::{guards::Guards, host},
+    dns,
 };
+
+/// Sockets in a namespace that was not known before.
+pub struct Opened {
+    pub cookie: u64,
+    /// On loopback, one for each family that the namespace has.
+    pub outbound: Vec<TcpListener>,
+    pub names: Option<io::Result<dns::Sockets>>,
+}
+
+impl Opened {
+    pub fn open(with_names: bool) -> io::Result<Self> {
+        let outbound = listen()?;
+        let names = with_names.then(dns::Sockets::bind);
+        Ok(Self { cookie: host::cookie_of(&outbound[0])?, outbound, names })
+    }
+}
+
+/// Opens sockets in the namespace, as long as a workload is in it.
+pub fn opener(visitor: Visitor, inode: u64) -> dns::Opener {
+    let open = move |kind: dns::Kind, count: usize| -> dns::Opening<'static> {
+        let visitor = visitor.clone();
+        Box::pin(
+            async move { visitor.inside(inode, move || (0..count).map(|_| kind.open()).collect()).await },
+        )
+    };
+    dns::Opener::There { open: Box::new(open), ready: dns::Ready::default() }
+}
 
 /// What guards the ports of a namespace.
 pub struct Protection {
@@ -33,7 +61,7 @@ impl Protection {
 }
 
 /// Listens on loopback of the calling thread's namespace, whether it is up yet or not.
-pub fn listen() -> io::Result<Vec<TcpListener>> {
+fn listen() -> io::Result<Vec<TcpListener>> {
     let mut sockets = vec![loopback(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?];
     match loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()) {
         Ok(v6) => sockets.push(v6),

@@ -18,6 +18,8 @@ pub struct Served(Arc<Mutex<BTreeMap<u64, Namespace>>>);
 pub struct Namespace {
     pub cookie: u64,
     listeners: Vec<SocketAddr>,
+    /// Where names are answered.
+    names: Vec<SocketAddr>,
     /// Those with a port that are in it.
     pub services: BTreeSet<ServiceName>,
     /// Its own addresses, loopback not included, if services are in it.
@@ -43,10 +45,11 @@ pub struct Guarded {
 }
 
 impl Namespace {
-    pub fn new(cookie: u64, listeners: Vec<SocketAddr>) -> Self {
+    pub fn new(cookie: u64, listeners: Vec<SocketAddr>, names: Vec<SocketAddr>) -> Self {
         Self {
             cookie,
             listeners,
+            names,
             services: BTreeSet::new(),
             addresses: HashSet::new(),
             guard: Guard::None,
@@ -60,7 +63,9 @@ impl Served {
     pub fn list(&self) -> Vec<(String, String)> {
         let all = self.lock();
         let each = all.iter().flat_map(|(inode, namespace)| {
-            namespace.listeners.iter().map(move |at| (format!("outbound net:[{inode}]"), at.to_string()))
+            let outbound = namespace.listeners.iter().map(|at| ("outbound", at));
+            let all = outbound.chain(namespace.names.iter().map(|at| ("dns", at)));
+            all.map(move |(role, at)| (format!("{role} net:[{inode}]"), at.to_string()))
         });
         each.collect()
     }
