@@ -58,7 +58,7 @@ fn try_outgoing(ctx: &SockAddrContext, family: Family, call: Call) -> Result<(),
     // Nothing is known yet, so nothing is a workload.
     let Some(settings) = maps::SETTINGS.get(0) else { return Ok(()) };
     let caller = caller::caller(settings);
-    let target = connect::target(remote, context::netns_of(ctx));
+    let target = connect::target(remote, context::netns_of(ctx), settings);
     let Some(service) = dns::asker(caller, remote, target, settings) else { return Ok(()) };
     let refused = |reason| Denial { reason, source: service, destination: policy::NO_SERVICE, remote };
     if !dns::divert(ctx, family, remote, service, call == Call::Connect) {
@@ -66,7 +66,7 @@ fn try_outgoing(ctx: &SockAddrContext, family: Family, call: Call) -> Result<(),
     }
     if call == Call::Connect {
         let origin = connect::origin(ctx, remote, service, policy::NO_SERVICE);
-        let mut state = SocketState { origin, disposition: flow::SOCKET_DNS, pad: 0 };
+        let mut state = SocketState { origin, disposition: flow::SOCKET_DNS, flags: 0 };
         connect::remember(ctx, &mut state).map_err(|()| refused(event::REASON_MAP_FULL))?;
     }
     Ok(())

@@ -8,13 +8,14 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use mesh_common::{
-    addr::Endpoint,
+    addr::{Addr, Endpoint},
     dns::{DnsAlias, DnsRoute},
     event::Event,
     flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
     map::ListenerKey,
     policy::{
-        Destination, HostAddrKey, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Workload,
+        Destination, HostAddrKey, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Virtual,
+        Workload,
     },
 };
 
@@ -28,6 +29,10 @@ pub static WORKLOADS: HashMap<u64, Workload, 16384, LAZY> = HashMap::new();
 /// the instance is in the catalog, or the container here.
 #[btf_map]
 pub static DESTINATIONS: HashMap<Endpoint, Destination, 262144, LAZY> = HashMap::new();
+
+/// Daemon → `connect`. Virtual IP → service; lives as long as the service is known of.
+#[btf_map]
+pub static VIRTUALS: HashMap<Addr, Virtual, 262144, LAZY> = HashMap::new();
 
 /// Daemon → `bind`, `connect`, `sk_lookup`. Port of a network namespace → service; lives as long as the configuration
 /// names it, and a process of the service is in that namespace (the host's: always).

@@ -94,6 +94,13 @@ fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
     assert_eq!(six, ["2001:db8::6"], "AAAA only");
     let missing = host.run("web", &["getent", "ahosts", "nope.mesh"]);
     assert!(!missing.status.success(), "{missing}");
+    let six = addresses(&host.run("web", &["getent", "ahostsv6", "db.mesh"]).ok());
+    assert!(six.len() == 1 && six[0].starts_with("fd6d:6573:6800:"), "{six:?}");
+    // A resolver that asks over TCP alone.
+    resolv_conf(host, &format!("nameserver {SYSTEM}\noptions use-vc\n"));
+    assert_eq!(getent("web", "db.mesh"), [db.as_str()]);
+    assert_eq!(getent("web", PLAIN), ["192.0.2.10"]);
+    assert_eq!(getent("web", BIG).len(), BIG_COUNT);
     // What the search path makes of a name is not ours.
     resolv_conf(host, &format!("search search.test\nnameserver {SYSTEM}\noptions ndots:3\n"));
     assert_eq!(getent("web", "db.mesh"), ["192.0.2.77"]);
@@ -151,7 +158,7 @@ fn programs_connect_by_name() {
     mesh.allow("web", "db", 5432);
     virtual_ip(&mesh);
     let host = &mesh.a.host;
-    for name in ["db.service.consul", "db.service.mesh"] {
+    for name in ["db.mesh", "db.service.consul", "db.service.mesh"] {
         let said = host.run("web", &psql(name, "5432", "select 6*7")).ok();
         assert_eq!(said.trim(), "42", "{name}");
         let refused = host.run("other", &psql(name, "5432", "select 6*7")).fails();

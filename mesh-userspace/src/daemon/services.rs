@@ -47,6 +47,7 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             name: s.name.clone(),
             port: s.protected.as_ref().map(|p| p.port),
             announce_port: s.protected.as_ref().and_then(|p| p.announce_port),
+            address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
         })
         .collect()
