@@ -1,6 +1,7 @@
 //! From another host to a protected service of this one: authenticate, authorize, dial the program, copy.
 
 use std::{
+    fmt,
     io::{self, Write as _},
     net::SocketAddr,
     sync::Arc,
@@ -8,9 +9,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use rustls::server::Acceptor;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, copy, decision,
@@ -30,16 +33,58 @@ pub struct InboundService {
     /// recognizes it by.
     pub id: String,
     pub name: ServiceName,
-    /// Where the program listens.
-    pub program: SocketAddr,
+    /// What serves it.
+    pub program: Program,
     /// The bound and listening mesh port. `None`: keep the one that the service has.
     pub listener: Option<std::net::TcpListener>,
+}
+
+/// What a mesh port's connections end at.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// A program in the host's network namespace.
+    Here(SocketAddr),
+    /// One of the programs that are wherever this finds them.
+    Wherever(Arc<dyn Dial>),
+}
+
+impl Program {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Here(at) => *at,
+            Self::Wherever(programs) => programs.address(),
+        }
+    }
+}
+
+/// The way to programs.
+pub trait Dial: Send + Sync + fmt::Debug {
+    /// Where they are said to listen.
+    fn address(&self) -> SocketAddr;
+
+    /// Connects to one of them.
+    fn dial(&self) -> BoxFuture<'_, io::Result<Reached>>;
+}
+
+/// A connection to a program.
+#[derive(Debug)]
+pub struct Reached {
+    pub stream: TcpStream,
+    pub at: SocketAddr,
+    /// Cancelled when the program, and all that could answer on its network, has ended.
+    pub gone: CancellationToken,
+}
+
+impl From<SocketAddr> for Program {
+    fn from(program: SocketAddr) -> Self {
+        Self::Here(program)
+    }
 }
 
 /// What a mesh port leads to; a reload may change it under the running listener.
 pub(super) struct Target {
     pub(super) name: ServiceName,
-    pub(super) program: SocketAddr,
+    pub(super) program: Program,
 }
 
 /// Serves one connection to a mesh port.
@@ -77,12 +122,15 @@ async fn carry(shared: &Shared, target: &Target, mesh: TcpStream, flow: &Flow) -
         cookie: 0,
     });
     shared.with_mesh(|mesh| decision::authorize(mesh, &origin.source, &target.name))?;
-    let program = dial(shared, target, flow).await?;
+    let Reached { stream: program, gone, .. } = dial(shared, target, flow).await?;
     if tls.alpn_protocol() == Some(READY) {
         tls.writer().write_all(&[1]).map_err(|e| Reason::BrokenTls(e.to_string()))?;
     }
     shared.opened(flow, &tls);
-    copy::copy(&program, &mesh, &mut tls, flow).await?;
+    tokio::select! {
+        copied = copy::copy(&program, &mesh, &mut tls, flow) => copied?,
+        () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
+    }
     socket::close_cleanly(&program, &mesh)
 }
 
@@ -114,12 +162,23 @@ async fn accept(accepting: &Accepting, mesh: TcpStream) -> io::Result<TlsStream<
     hello.into_stream(if ready { accepting.ready.clone() } else { accepting.config.clone() }).await
 }
 
-async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<TcpStream, Reason> {
-    flow.set_upstream(target.program);
-    let program = timeout(shared.settings.connect_timeout, TcpStream::connect(target.program))
+async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, Reason> {
+    let dialling = async {
+        match &target.program {
+            Program::Here(at) => {
+                let stream = TcpStream::connect(at).await?;
+                Ok(Reached { stream, at: *at, gone: CancellationToken::new() })
+            }
+            Program::Wherever(programs) => programs.dial().await,
+        }
+    };
+    let outcome = timeout(shared.settings.connect_timeout, dialling)
         .await
-        .map_err(|_| Reason::ProgramTimeout)?
+        .map_err(|_| Reason::ProgramTimeout)
+        .and_then(|dialled| dialled.map_err(|e: io::Error| Reason::ProgramUnreachable(e.kind())));
+    flow.set_upstream(outcome.as_ref().map_or(target.program.address(), |reached| reached.at));
+    let reached = outcome?;
+    socket::prepare(&reached.stream, shared.settings.keepalive)
         .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
-    socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
-    Ok(program)
+    Ok(reached)
 }
