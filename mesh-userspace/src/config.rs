@@ -6,6 +6,7 @@ mod advertise;
 mod container;
 mod document;
 mod error;
+mod gateway;
 mod reload;
 mod rules;
 mod schema;
@@ -24,6 +25,7 @@ pub use crate::datapath::load::Limits;
 pub use advertise::discover as discover_advertise;
 pub use container::container_name;
 pub use error::{ConfigError, Issue};
+pub use gateway::{ExternalAddress, GatewayConfig, unfit as unfit_for_gateway};
 pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
 pub use value::{PortRange, format_duration, parse_duration};
 
@@ -64,6 +66,8 @@ pub struct Config {
     pub catalog_limit: usize,
     /// No two have one name, port or mesh port.
     pub services: Vec<ServiceConfig>,
+    /// Named as no service is.
+    pub gateways: Vec<GatewayConfig>,
     pub exempt: Vec<Exemption>,
 }
 
@@ -237,7 +241,7 @@ impl Config {
 
     /// Returns every key that a configuration may have, as in `service.check.interval`.
     pub fn keys() -> BTreeSet<String> {
-        schema::read("[[service]]\n[[exempt]]\n", Path::new("")).1
+        schema::read("[[service]]\n[[gateway]]\n[[exempt]]\n", Path::new("")).1
     }
 
     /// Whether this configuration may replace `self` in a running daemon; if not, the changed keys that need a restart.
@@ -262,6 +266,10 @@ impl Config {
     /// Returns the path of the embedded server's unix socket.
     pub fn api_socket(&self) -> PathBuf {
         self.run_dir.join("api.sock")
+    }
+
+    pub fn gateway(&self, name: &ServiceName) -> Option<&GatewayConfig> {
+        self.gateways.iter().find(|gateway| gateway.service == *name)
     }
 
     pub fn service(&self, name: &ServiceName) -> Option<&ServiceConfig> {

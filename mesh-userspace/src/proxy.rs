@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! outbound:  program → listener → captured flow → decision → dial → tls → copy
-//! inbound:   mesh port → tls → decision → dial the program → copy
+//! inbound:   mesh port → tls → decision → dial the program, or the external service → copy
 //! guard:     a protected port, dialled around the mesh → reset
 //! ```
 //!
@@ -42,7 +42,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use audit::RateLimit;
 pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
-pub use inbound::InboundService;
+pub use inbound::{External, InboundService, Program};
 pub use outbound::{CapturedFlow, CapturedFlows};
 pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
 pub use socket::Keepalive;

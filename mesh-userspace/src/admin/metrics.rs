@@ -128,6 +128,9 @@ fn services(registry: &mut Registry, report: &StatusReport) {
     for service in &report.services {
         healthy.get_or_create(&of(&service.name)).set((service.health == "passing").into());
     }
+    for gateway in &report.gateways {
+        healthy.get_or_create(&of(&gateway.service)).set((gateway.health == "passing").into());
+    }
     for certificate in &report.certificates {
         left.get_or_create(&of(&certificate.service)).set(certificate.seconds_left);
         failing.get_or_create(&of(&certificate.service)).set(certificate.renewal_error.is_some().into());

@@ -51,6 +51,8 @@ pub struct StatusReport {
     pub workloads: Vec<WorkloadStatus>,
     /// Services of this host that have a port.
     pub services: Vec<ServiceStatus>,
+    /// Services outside the mesh that this host offers to it.
+    pub gateways: Vec<GatewayStatus>,
     /// Live flows.
     pub flows: Vec<FlowStatus>,
     /// Connections in clear that would be the mesh's, had they been opened now: from before the daemon knew of them.
@@ -137,6 +139,22 @@ pub struct ServiceStatus {
     pub mesh_port: Option<u16>,
     /// `passing`, `warning`, `critical`, or `unknown`.
     pub health: String,
+}
+
+/// A service outside the mesh for which this host is a gateway.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GatewayStatus {
+    pub service: String,
+    /// As it is configured.
+    pub address: String,
+    /// What that means now; empty while a name does not resolve.
+    pub resolved: Vec<SocketAddr>,
+    pub mesh_port: u16,
+    /// `passing` or `critical`.
+    pub health: String,
+    /// Why it is critical.
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption,
-    Expose, GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector,
-    ServiceConfig,
+    Expose, ExternalAddress, GatewayConfig, GuardMode, Limits, ListenConfig, LogFormat, PortRange,
+    ProtectedPort, SameHost, Selector, ServiceConfig,
     document::{Document, Section},
     error::{Located, Location},
     rules,
@@ -63,7 +63,11 @@ fn root(section: Section<'_>) -> Option<Config> {
     let mut claims = rules::Claims::new(section.document);
     let (listen, address) = (listen(&section, &mut claims), address(&section));
     let (control_plane, catalog_limit) = control_plane(&section, &mut claims);
-    let services = services(&section, &address.mesh_ports, &mut claims);
+    let mut names = rules::Names::new(section.document);
+    let services = services(&section, &address.mesh_ports, &mut claims, &mut names);
+    let gateways = gateways(&section, &address.mesh_ports, &mut claims, &mut names);
+    rules::room_for_gateways(section.document, &address.mesh_ports, &services, &gateways);
+    let gateways = gateways.into_iter().map(|gateway| gateway.value).collect();
     let limits = limits(&section);
     let exempt = section.sections("exempt").into_iter().filter_map(exemption).collect();
     section.finish();
@@ -85,6 +89,7 @@ fn root(section: Section<'_>) -> Option<Config> {
         control_plane: control_plane?,
         catalog_limit,
         services,
+        gateways,
         exempt,
     })
 }
@@ -362,13 +367,13 @@ fn services(
     root: &Section<'_>,
     mesh_ports: &PortRange,
     claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
 ) -> Vec<ServiceConfig> {
     let document = root.document;
     let mut services = Vec::new();
-    let mut names = rules::Names::new(document);
     for section in root.sections("service") {
         let at = section.at().clone();
-        if let Some(service) = service(section, mesh_ports, claims, &mut names) {
+        if let Some(service) = service(section, mesh_ports, claims, names) {
             services.push(service);
         }
         rules::room_for(document, &at, mesh_ports, &services);
@@ -410,10 +415,7 @@ fn protected_port(
     let modes = [GuardMode::Strict, GuardMode::Permissive].map(|mode| (mode.as_str(), mode));
     let guard = section.choice("guard", &modes);
     let mesh_port = section.port("mesh_port", 1..=u16::MAX);
-    let check = section.section("check");
-    let enabled = check.boolean("enabled").is_none_or(|enabled| enabled.value);
-    let interval = duration(&check, "interval", Duration::from_secs(1), Duration::from_secs(3600));
-    check.finish();
+    let check_interval = check(section);
 
     let Some(port) = port else {
         if !section.has("port") {
@@ -435,8 +437,55 @@ fn protected_port(
         address: address.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.value),
         guard: guard.map_or(GuardMode::Strict, |guard| guard.value),
         mesh_port,
-        check_interval: enabled.then(|| interval.unwrap_or(Duration::from_secs(10))),
+        check_interval,
     })
+}
+
+/// Returns the gateways, each with its place.
+fn gateways(
+    root: &Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
+) -> Vec<Located<GatewayConfig>> {
+    let found = root.sections("gateway").into_iter().filter_map(|section| {
+        let at = section.at().clone();
+        gateway(section, mesh_ports, claims, names).map(|value| Located { value, at })
+    });
+    found.collect()
+}
+
+fn gateway(
+    section: Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
+) -> Option<GatewayConfig> {
+    let service = section.text("service", NAME, |text| text.parse::<ServiceName>());
+    if !section.has("service") {
+        section.missing("service", NAME);
+    }
+    let address = section.text("address", ExternalAddress::FORMS, str::parse);
+    if !section.has("address") {
+        section.missing("address", ExternalAddress::FORMS);
+    }
+    let mesh_port = section.port("mesh_port", 1..=u16::MAX).map(|port| {
+        rules::inside_mesh_range(section.document, &port, mesh_ports);
+        claims.claim(port)
+    });
+    let check_interval = check(&section);
+    section.finish();
+    let service = names.claim(service?);
+    Some(GatewayConfig { service, address: address?.value, mesh_port, check_interval })
+}
+
+/// Returns how often it is checked; `None` when that is off.
+fn check(section: &Section<'_>) -> Option<Duration> {
+    let check = section.section("check");
+    let enabled = check.boolean("enabled").is_none_or(|enabled| enabled.value);
+    let interval = duration(&check, "interval", Duration::from_secs(1), Duration::from_secs(3600));
+    check.finish();
+    enabled.then(|| interval.unwrap_or(Duration::from_secs(10)))
 }
 
 fn selector(section: &Section<'_>) -> Selector {

@@ -114,6 +114,7 @@ impl Services {
         }
         let mut taken: Vec<u16> =
             config.services.iter().filter_map(|s| s.protected.as_ref()?.mesh_port).collect();
+        taken.extend(config.gateways.iter().filter_map(|gateway| gateway.mesh_port));
         let keeps = |running: &Running, wanted: &ProtectedPort| {
             running.settings == *wanted || wanted.mesh_port.is_none_or(|port| port == running.mesh_port)
         };
@@ -126,7 +127,7 @@ impl Services {
                 Some(running) if running.settings == *wanted => continue,
                 Some(running) if keeps(running, wanted) => running.mesh_port,
                 _ => {
-                    let listener = bind_mesh_port(config, &service.name, wanted, &taken)?;
+                    let listener = bind_mesh_port(config, &service.name, wanted.mesh_port, &taken)?;
                     let port = listener.local_addr().map_or(0, |a| a.port());
                     taken.push(port);
                     listeners.insert(service.name.clone(), listener);
@@ -155,7 +156,7 @@ impl Services {
             .map(|running| InboundService {
                 id: running.name.to_string(),
                 name: running.name.clone(),
-                program: running.program,
+                program: running.program.into(),
                 listener: listeners.remove(&running.name),
             })
             .collect()
@@ -196,10 +197,10 @@ fn run(name: ServiceName, settings: ProtectedPort, mesh_port: u16) -> Running {
     Running { name, mesh_port, program, health, settings, check }
 }
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// While a program is not there, it is tried this often, so that a start is seen soon.
-const CHECK_RETRY: Duration = Duration::from_secs(1);
+pub const CHECK_RETRY: Duration = Duration::from_secs(1);
 
 /// Dials the program again and again; says `Passing` while it accepts.
 async fn check(program: SocketAddr, interval: Option<Duration>, health: watch::Sender<Health>) {
@@ -220,13 +221,14 @@ async fn check(program: SocketAddr, interval: Option<Duration>, health: watch::S
     }
 }
 
-fn bind_mesh_port(
+/// Returns the listener of a service's mesh port: at `wanted`, or at one of the configured range that is not `taken`.
+pub fn bind_mesh_port(
     config: &Config,
     service: &ServiceName,
-    wanted: &ProtectedPort,
+    wanted: Option<u16>,
     taken: &[u16],
 ) -> Result<TcpListener, ServiceError> {
-    if let Some(port) = wanted.mesh_port {
+    if let Some(port) = wanted {
         return listen_everywhere(port).map_err(|source| ServiceError::MeshPort {
             service: service.clone(),
             port,

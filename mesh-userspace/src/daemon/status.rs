@@ -9,8 +9,8 @@ use super::Daemon;
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
-        WorkloadStatus,
+        FlowState, FlowStatus, GatewayStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp,
+        UncapturedStatus, WorkloadStatus,
     },
     config::{Config, Egress},
     control_plane::{Health, late_at},
@@ -52,6 +52,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         attachments: engine.attachments().into_iter().map(|a| attachment(daemon, a)).collect(),
         workloads: workloads(&config, &cgroups),
         services: services(daemon, &config),
+        gateways: gateways(daemon),
         flows,
         uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
         recent: recent(&ended, &daemon.recent.list(), now),
@@ -172,6 +173,29 @@ fn services(daemon: &Daemon, config: &Config) -> Vec<ServiceStatus> {
             })
         })
         .collect()
+}
+
+fn gateways(daemon: &Daemon) -> Vec<GatewayStatus> {
+    let running = daemon.gateways();
+    let mut all: Vec<_> = running
+        .iter()
+        .map(|gateway| {
+            let (health, reason) = match &*gateway.health.borrow() {
+                Health::Passing => ("passing", None),
+                Health::Critical(why) => ("critical", Some(why.clone())),
+            };
+            GatewayStatus {
+                service: gateway.config.service.to_string(),
+                address: gateway.config.address.to_string(),
+                resolved: gateway.addresses.borrow().clone(),
+                mesh_port: gateway.mesh_port,
+                health: health.into(),
+                reason,
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| a.service.cmp(&b.service));
+    all
 }
 
 fn flow(report: &FlowReport) -> FlowStatus {

@@ -1,6 +1,11 @@
-//! From another host to a protected service of this one: authenticate, authorize, dial the program, copy.
+//! From another host to a protected service of this one, or to a service outside the mesh for which this host is the
+//! gateway: authenticate, authorize, dial the program, copy.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use tokio::{net::TcpStream, time::timeout};
@@ -17,23 +22,53 @@ use crate::{
     tls::{self, PeerError},
 };
 
-/// A protected service of this host and its mesh port.
+/// A service that this host takes mTLS for, and its mesh port.
 #[derive(Debug)]
 pub struct InboundService {
     /// Which of the host's service instances it is; what [`ProxyHandle::set_inbound`](super::ProxyHandle::set_inbound)
     /// recognizes it by.
     pub id: String,
     pub name: ServiceName,
-    /// Where the program listens.
-    pub program: SocketAddr,
+    /// What serves it.
+    pub program: Program,
     /// The bound and listening mesh port. `None`: keep the one that the service has.
     pub listener: Option<std::net::TcpListener>,
+}
+
+/// What a mesh port's connections end at.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// A program of this host.
+    Here(SocketAddr),
+    /// A service outside the mesh, for which this host is the gateway.
+    External(External),
+}
+
+/// A service outside the mesh.
+#[derive(Clone, Debug)]
+pub struct External {
+    /// As it is configured.
+    pub address: Arc<str>,
+    /// What that means now, to be dialled in this order; empty while a name does not resolve.
+    pub found: Arc<ArcSwap<Vec<SocketAddr>>>,
+}
+
+impl From<SocketAddr> for Program {
+    fn from(program: SocketAddr) -> Self {
+        Self::Here(program)
+    }
+}
+
+impl From<External> for Program {
+    fn from(external: External) -> Self {
+        Self::External(external)
+    }
 }
 
 /// What a mesh port leads to; a reload may change it under the running listener.
 pub(super) struct Target {
     pub(super) name: ServiceName,
-    pub(super) program: SocketAddr,
+    pub(super) program: Program,
 }
 
 /// Serves one connection to a mesh port.
@@ -99,11 +134,42 @@ async fn handshake(
 }
 
 async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<TcpStream, Reason> {
-    flow.set_upstream(target.program);
-    let program = timeout(shared.settings.connect_timeout, TcpStream::connect(target.program))
-        .await
-        .map_err(|_| Reason::ProgramTimeout)?
-        .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
+    let program = match &target.program {
+        Program::Here(address) => {
+            flow.set_upstream(*address);
+            connect(*address, shared.settings.connect_timeout).await?
+        }
+        Program::External(external) => dial_external(shared, external, flow).await?,
+    };
     socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
     Ok(program)
+}
+
+/// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.
+async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Result<TcpStream, Reason> {
+    let addresses = external.found.load_full();
+    let mut failed = Reason::ExternalUnresolved(external.address.clone());
+    let patience =
+        shared.settings.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    for (nth, address) in addresses.iter().enumerate() {
+        match connect(*address, patience).await {
+            Ok(stream) => {
+                flow.set_upstream(*address);
+                return Ok(stream);
+            }
+            Err(reason) if nth == 0 => failed = reason,
+            Err(_) => {}
+        }
+    }
+    if let Some(first) = addresses.first() {
+        flow.set_upstream(*first);
+    }
+    Err(failed)
+}
+
+async fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream, Reason> {
+    timeout(patience, TcpStream::connect(address))
+        .await
+        .map_err(|_| Reason::ProgramTimeout)?
+        .map_err(|e| Reason::ProgramUnreachable(e.kind()))
 }

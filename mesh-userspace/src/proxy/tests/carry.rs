@@ -311,7 +311,7 @@ async fn a_program_behind_ipv6_is_served_alike() {
         .set_inbound(vec![crate::proxy::InboundService {
             id: "six".to_owned(),
             name: "db".parse().unwrap(),
-            program: program.local_addr().unwrap(),
+            program: program.local_addr().unwrap().into(),
             listener: Some(mesh),
         }])
         .unwrap();

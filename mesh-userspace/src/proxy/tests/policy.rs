@@ -165,7 +165,7 @@ fn service(
     program: std::net::SocketAddr,
     listener: Option<std::net::TcpListener>,
 ) -> InboundService {
-    InboundService { id: id.to_owned(), name: "db".parse().unwrap(), program, listener }
+    InboundService { id: id.to_owned(), name: "db".parse().unwrap(), program: program.into(), listener }
 }
 
 #[tokio::test]

@@ -214,7 +214,7 @@ async fn a_program_that_does_not_listen_is_a_reset_for_the_caller() {
     let db = InboundService {
         id: "db-1".to_owned(),
         name: "db".parse().unwrap(),
-        program: nobody,
+        program: nobody.into(),
         listener: None,
     };
     world.b.set_inbound(vec![db]).unwrap();

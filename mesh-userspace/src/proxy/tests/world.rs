@@ -103,7 +103,7 @@ impl World {
         let db = InboundService {
             id: "db-1".to_owned(),
             name: "db".parse().unwrap(),
-            program: program.local_addr().unwrap(),
+            program: program.local_addr().unwrap().into(),
             listener: Some(mesh),
         };
         b.set_inbound(vec![db]).unwrap();
