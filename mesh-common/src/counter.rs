@@ -22,10 +22,11 @@ pub enum Counter {
     EventLost = 14,
     DeniedBind = 15,
     DeniedMptcp = 16,
+    DeniedProtocol = 24,
 }
 
 impl Counter {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -43,6 +44,7 @@ impl Counter {
         Self::EventLost,
         Self::DeniedBind,
         Self::DeniedMptcp,
+        Self::DeniedProtocol,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -65,6 +67,7 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
+            Self::DeniedProtocol => "denied_protocol",
         }
     }
 }

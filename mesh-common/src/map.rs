@@ -16,6 +16,7 @@ pub const FLOWS: &str = "FLOWS";
 pub const DIRECT: &str = "DIRECT";
 pub const LISTENERS: &str = "LISTENERS";
 pub const NAMESPACES: &str = "NAMESPACES";
+pub const EGRESS: &str = "EGRESS";
 pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";
 

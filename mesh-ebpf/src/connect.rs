@@ -9,6 +9,7 @@ use aya_ebpf::{
 use mesh_common::{
     addr::{Addr, Endpoint, Port},
     counter::Counter,
+    egress::EGRESS_TCP,
     event,
     flow::{self, COMM_LEN, DirectFlow, Origin, SocketState},
     map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
@@ -19,7 +20,7 @@ use mesh_common::{
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
 
-use crate::{caller, context, context::Family, maps, report};
+use crate::{caller, context, context::Family, egress, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -80,7 +81,13 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         same_host_mtls: settings.flags & SETTINGS_SAME_HOST_MTLS != 0,
     };
     let refused = |reason| Err(Denial { reason, source, destination, remote });
-    let verdict = decide(caller, target, allowed(source, destination), mode);
+    let allowed = match (caller, target) {
+        (Caller::Workload { service, mesh_only: true }, Target::Outside) => {
+            egress::lists(service, remote, EGRESS_TCP)
+        }
+        _ => allowed(source, destination),
+    };
+    let verdict = decide(caller, target, allowed, mode);
     #[cfg(feature = "log")]
     log(ctx, remote, source, destination, verdict);
     match verdict {
@@ -250,6 +257,8 @@ fn emit(ctx: &SockAddrContext, kind: u32, denial: &Denial) {
     event.source = denial.source;
     event.destination = denial.destination;
     event.remote = denial.remote;
+    // SAFETY: the kernel passes a valid context.
+    event.protocol = unsafe { (*ctx.sock_addr).protocol };
     event.netns = context::netns_of(ctx);
     // SAFETY: the helper takes the program's own context.
     event.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

@@ -7,6 +7,7 @@ mod bind;
 mod caller;
 mod connect;
 mod context;
+mod egress;
 mod maps;
 mod peername;
 mod report;

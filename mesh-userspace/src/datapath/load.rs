@@ -128,7 +128,8 @@ pub const HOOKS: [Hook; 9] = [
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
 ];
 
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 15] = [
+    map::EGRESS,
     map::WORKLOADS,
     map::DESTINATIONS,
     map::PROTECTED,
