@@ -5,6 +5,7 @@
 mod advertise;
 mod container;
 mod document;
+mod egress;
 mod error;
 mod gateway;
 mod reload;
@@ -24,6 +25,7 @@ use std::{
 pub use crate::datapath::load::Limits;
 pub use advertise::discover as discover_advertise;
 pub use container::container_name;
+pub use egress::{EgressRule, EgressTarget, NamePattern, merged as merged_ports};
 pub use error::{ConfigError, Issue};
 pub use gateway::{ExternalAddress, GatewayConfig, unfit as unfit_for_gateway};
 pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
@@ -153,6 +155,8 @@ pub struct ServiceConfig {
     pub selector: Selector,
     pub protected: Option<ProtectedPort>,
     pub egress: Egress,
+    /// What a `mesh-only` one may reach outside the mesh all the same; else empty.
+    pub egress_allow: Vec<EgressRule>,
 }
 
 /// The port that a service's program listens on.
@@ -243,7 +247,7 @@ impl Config {
 
     /// Returns every key that a configuration may have, as in `service.check.interval`.
     pub fn keys() -> BTreeSet<String> {
-        schema::read("[[service]]\n[[gateway]]\n[[exempt]]\n", Path::new("")).1
+        schema::read("[[service]]\n[[service.egress_allow]]\n[[gateway]]\n[[exempt]]\n", Path::new("")).1
     }
 
     /// Whether this configuration may replace `self` in a running daemon; if not, the changed keys that need a restart.

@@ -124,6 +124,8 @@ pub struct WorkloadStatus {
     pub processes: u64,
     /// `passthrough` or `mesh-only`.
     pub egress: String,
+    /// What a `mesh-only` one may reach outside the mesh all the same, in words.
+    pub egress_allow: Vec<String>,
     pub exempt: bool,
 }
 

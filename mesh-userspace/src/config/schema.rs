@@ -10,10 +10,11 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption,
-    Expose, ExternalAddress, GatewayConfig, GuardMode, Limits, ListenConfig, LogFormat, PortRange,
-    ProtectedPort, SameHost, Selector, ServiceConfig,
+    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, Egress, EgressRule,
+    EgressTarget, Embedded, Exemption, Expose, ExternalAddress, GatewayConfig, GuardMode, Limits,
+    ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector, ServiceConfig,
     document::{Document, Section},
+    egress,
     error::{Located, Location},
     rules,
     value::{self, DURATION, absolute, format_duration, parse_duration},
@@ -428,10 +429,65 @@ fn service(
         "egress",
         &[(Egress::Passthrough.as_str(), Egress::Passthrough), (Egress::MeshOnly.as_str(), Egress::MeshOnly)],
     );
-    section.finish();
     let egress = egress.map_or(Egress::Passthrough, |egress| egress.value);
+    let egress_allow = egress_allow(&section, egress);
+    section.finish();
     let name = names.claim(name?);
-    Some(ServiceConfig { name, selector, protected, egress })
+    Some(ServiceConfig { name, selector, protected, egress, egress_allow })
+}
+
+fn egress_allow(section: &Section<'_>, mode: Egress) -> Vec<EgressRule> {
+    let mut rules = Vec::new();
+    for section in section.sections("egress_allow") {
+        let (document, at) = (section.document, section.at().clone());
+        if mode != Egress::MeshOnly {
+            document
+                .note(&at, "only with egress = \"mesh-only\"; with \"passthrough\" everything is allowed");
+        }
+        let Some(rule) = egress_rule(section) else { continue };
+        let fitted = egress::fits(&rules);
+        rules.push(rule);
+        if fitted && !egress::fits(&rules) {
+            let most = mesh_common::egress::EGRESS_RANGES;
+            document.note(
+                &at,
+                format_args!("accepted: at most {most} different port ranges in one service's list"),
+            );
+        }
+    }
+    rules
+}
+
+fn egress_rule(section: Section<'_>) -> Option<EgressRule> {
+    const CIDR: &str = "a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or one address";
+    const HOST: &str = "a host name, or \"*.\" and the end of one";
+    let cidr = section.text("cidr", CIDR, egress::network);
+    let host = section.text("name", HOST, str::parse);
+    let found =
+        section.texts("ports", "a port such as \"443\" or a range such as \"8000-8100\"", egress::ports);
+    let ports = if section.has("ports") {
+        found.into_iter().map(|range| range.value).collect()
+    } else {
+        vec![egress::ALL_PORTS]
+    };
+    let (tcp, udp) = (mesh_common::egress::EGRESS_TCP, mesh_common::egress::EGRESS_UDP);
+    let protocols = section.choice("protocol", &[("tcp", tcp), ("udp", udp), ("both", tcp | udp)]);
+    let to = match (cidr, host) {
+        (Some(network), None) => Some(EgressTarget::Network(network.value)),
+        (None, Some(host)) => Some(EgressTarget::Name(host.value)),
+        (Some(_), Some(host)) => {
+            section.document.note(&host.at, "found besides cidr; accepted: one of cidr, name");
+            None
+        }
+        (None, None) => {
+            if !section.has("cidr") && !section.has("name") {
+                section.missing("cidr", &format!("{CIDR}; or `name`, {HOST}"));
+            }
+            None
+        }
+    };
+    section.finish();
+    Some(EgressRule { to: to?, ports, protocols: protocols.map_or(tcp | udp, |both| both.value) })
 }
 
 fn protected_port(

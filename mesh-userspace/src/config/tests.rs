@@ -352,6 +352,45 @@ fn a_gateway_is_taken_with_defaults_and_each_mistake_in_one_is_named() {
 }
 
 #[test]
+fn an_egress_list_is_read_and_each_mistake_in_one_is_named() {
+    let of = |rule: &str| {
+        format!("[[service]]\nname = \"a\"\negress = \"mesh-only\"\n[[service.egress_allow]]\n{rule}")
+    };
+    let words = |rule: &str| parse(&of(rule)).unwrap().services[0].egress_allow[0].to_string();
+    for (rule, expected) in [
+        (
+            "cidr = \"10.0.0.0/8\"\nports = [\"443\", \"8000-8100\"]\nprotocol = \"tcp\"",
+            "10.0.0.0/8 443,8000-8100 tcp",
+        ),
+        ("cidr = \"10.1.2.3\"\nports = \"53\"\nprotocol = \"udp\"", "10.1.2.3/32 53 udp"),
+        ("name = \"*.Example.com\"", "*.example.com all ports tcp+udp"),
+    ] {
+        assert_eq!(words(rule), expected);
+    }
+    for (rule, said) in [
+        ("", "service[0].egress_allow[0].cidr: missing; accepted: a network such as"),
+        ("cidr = \"10.0.0.1/8\"", "(bits after the prefix are not zero)"),
+        ("cidr = \"::ffff:10.0.0.1\"", "(IPv4 is written as IPv4)"),
+        (
+            "cidr = \"::/0\"\nname = \"a\"",
+            "egress_allow[0].name: found besides cidr; accepted: one of cidr, name",
+        ),
+        ("name = \"10.0.0.1\"", "(an address is written as cidr)"),
+        ("cidr = \"::/0\"\nports = [\"0\"]", "egress_allow[0].ports[0]: found \"0\""),
+        ("cidr = \"::/0\"\nports = []", "found an empty array"),
+        ("cidr = \"::/0\"\nprotocol = \"icmp\"", "accepted: \"tcp\", \"udp\", \"both\""),
+    ] {
+        let found = mistakes(&of(rule)).join("\n");
+        assert!(found.contains(said), "{rule:?}: {found}");
+    }
+    let open = "[[service]]\nname = \"a\"\n[[service.egress_allow]]\ncidr = \"::/0\"";
+    assert!(mistakes(open).join("\n").contains("only with egress = \"mesh-only\""));
+    let ports: Vec<String> = (1..=33).map(|n| format!("\"{}\"", n * 2)).collect();
+    let many = of(&format!("cidr = \"::/0\"\nports = [{}]", ports.join(", ")));
+    assert!(mistakes(&many).join("\n").contains("at most 32 different port ranges in one service's list"));
+}
+
+#[test]
 fn the_example_loads_and_documents_each_key() {
     // Every key stands in the example, set or commented out: uncommented, it is the whole schema and no more.
     parse(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
@@ -439,6 +478,7 @@ fn almost_configuration() -> impl Strategy<Value = String> {
         "[control_plane.embedded]",
         "[control_plane.embedded.expose]",
         "[service.check]",
+        "[[service.egress_allow]]",
         "[",
     ];
     let line = prop_oneof![

@@ -42,6 +42,8 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
         .map(|s| LocalService {
             name: s.name.clone(),
             port: s.protected.as_ref().map(|p| p.port),
+            egress: s.egress_allow.clone(),
+            mesh_only: s.egress == Egress::MeshOnly,
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
         })
         .collect()

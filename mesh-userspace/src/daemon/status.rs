@@ -126,6 +126,7 @@ fn workloads(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<WorkloadStatus>
                 cgroups: own.iter().map(|c| c.cgroup.clone()).collect(),
                 processes: own.iter().map(|c| c.processes as u64).sum(),
                 egress: if service.egress == Egress::MeshOnly { "mesh-only" } else { "passthrough" }.into(),
+                egress_allow: service.egress_allow.iter().map(ToString::to_string).collect(),
                 exempt: false,
             }
         })

@@ -8,14 +8,21 @@ use std::{
 
 use mesh_common::{
     addr::{Addr, Endpoint, Port},
+    egress::EgressRules,
     policy::{
         Destination, Name, POLICY_ALLOW, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey,
-        SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, Workload,
+        SETTINGS_MESH_ONLY, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, Workload,
     },
 };
 
-use super::{classify::Classified, names::Names};
-use crate::{catalog::Catalog, identity::ServiceName, intention::Intentions, state::Mesh};
+use super::{
+    classify::Classified,
+    egress::{self, Learnt, Subject},
+    names::Names,
+};
+use crate::{
+    catalog::Catalog, config::EgressRule, identity::ServiceName, intention::Intentions, state::Mesh,
+};
 
 /// A service of this host, as far as the kernel cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +31,9 @@ pub struct LocalService {
     /// The port that its programs listen on, when it is protected.
     pub port: Option<u16>,
     pub permissive: bool,
+    pub mesh_only: bool,
+    /// What it may reach outside the mesh all the same, if it is `mesh-only`.
+    pub egress: Vec<EgressRule>,
 }
 
 /// Everything that the maps depend on.
@@ -35,6 +45,7 @@ pub struct View<'a> {
     pub addresses: &'a HashSet<IpAddr>,
     pub host_netns: u64,
     pub same_host_mtls: bool,
+    pub learnt: &'a Learnt,
     pub mesh: &'a Mesh,
 }
 
@@ -48,6 +59,7 @@ pub struct Desired {
     /// `None`: the same as last time.
     pub policy: Option<HashMap<PolicyKey, u32>>,
     pub host_addrs: HashMap<Addr, u32>,
+    pub egress: HashMap<Subject, EgressRules>,
     pub settings: Settings,
 }
 
@@ -142,9 +154,16 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
             .collect(),
         policy: policy_moved.then(|| policy(view.mesh, &local, &known, id)),
         host_addrs: view.addresses.iter().map(|ip| (Addr::from(*ip), 1)).collect(),
+        egress: view
+            .services
+            .iter()
+            .filter(|s| s.mesh_only)
+            .flat_map(|s| egress::entries(id(&s.name), &s.name, &s.egress, view.learnt))
+            .collect(),
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
-                | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 },
+                | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 }
+                | if view.services.iter().any(|s| s.mesh_only) { SETTINGS_MESH_ONLY } else { 0 },
             pad: 0,
             classified_up_to: view.classified_up_to,
             host_netns: view.host_netns,
@@ -215,7 +234,13 @@ mod tests {
     }
 
     fn build_after(mesh: &Mesh, names: &mut Names, seen: &mut Seen) -> Desired {
-        let services = [LocalService { name: name("web"), port: Some(80), permissive: false }];
+        let services = [LocalService {
+            name: name("web"),
+            port: Some(80),
+            permissive: false,
+            mesh_only: false,
+            egress: Vec::new(),
+        }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
         let view = View {
@@ -226,6 +251,7 @@ mod tests {
             addresses: &HashSet::from(["10.0.0.1".parse().unwrap()]),
             host_netns: 1,
             same_host_mtls: false,
+            learnt: &Learnt::default(),
             mesh,
         };
         desired(&view, names, seen).0

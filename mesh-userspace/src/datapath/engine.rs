@@ -23,6 +23,7 @@ use super::{
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, Seen, View, desired},
     direct::{Direct, DirectMap, monotonic},
+    egress::Learnt,
     events::{KernelLog, Recent},
     flows::{self, FlowMap},
     host,
@@ -32,7 +33,11 @@ use super::{
     tables::{TableError, Tables},
     uncaptured::{self, Connection, Facts, Uncaptured},
 };
-use crate::{identity::ServiceName, state::Mesh};
+use crate::{
+    config::{EgressRule, EgressTarget},
+    identity::ServiceName,
+    state::Mesh,
+};
 
 /// What the engine needs of the configuration.
 pub struct Settings {
@@ -78,6 +83,8 @@ pub struct Engine {
     node: String,
     services: Vec<LocalService>,
     same_host_mtls: bool,
+    /// What the daemon's DNS told `mesh-only` workloads.
+    learnt: Learnt,
     degraded: Vec<String>,
     /// Why the maps could not be written last time.
     trouble: Option<String>,
@@ -154,6 +161,7 @@ impl Engine {
             node: settings.node,
             services: settings.services,
             same_host_mtls,
+            learnt: Learnt::default(),
             degraded,
             trouble: None,
         };
@@ -245,6 +253,7 @@ impl Engine {
             addresses: &self.addresses,
             host_netns: self.netns,
             same_host_mtls: self.same_host_mtls,
+            learnt: &self.learnt,
             mesh,
         };
         let (desired, names) = desired(&view, &mut self.names, &mut self.seen);
@@ -258,6 +267,31 @@ impl Engine {
         Ok(self.cut() || self.tables.shrunk())
     }
 
+    /// Lets `service`, if it is `mesh-only` and its list has `name`, reach `addresses`, as it is about to be told, for `ttl`
+    /// (a minute at least). What finds no room is denied.
+    pub fn let_reach(&mut self, service: &ServiceName, name: &str, addresses: &[IpAddr], ttl: Duration) {
+        let Some(local) = self.services.iter().find(|s| s.mesh_only && s.name == *service) else { return };
+        let Some(id) = self.names.id(service) else { return };
+        if !names_it(&local.egress, name) {
+            return;
+        }
+        let now = Instant::now();
+        for address in addresses.iter().map(IpAddr::to_canonical) {
+            let noted = self.learnt.note(service, name, address, ttl, now);
+            let entry = self.learnt.entry(id, service, &local.egress, address).filter(|_| noted);
+            if !entry.is_some_and(|(subject, rules)| self.tables.egress.write(subject, rules)) {
+                tracing::warn!(%service, name, %address, "no room for an address that the list allows: it is denied");
+            }
+        }
+    }
+
+    /// Whether `service` may have names outside the mesh resolved: any, unless it is `mesh-only`, and then what its list
+    /// has.
+    pub fn may_resolve(&self, service: &ServiceName, name: &str) -> bool {
+        let own = self.services.iter().find(|s| s.name == *service);
+        own.is_none_or(|own| !own.mesh_only || names_it(&own.egress, name))
+    }
+
     pub fn allows(&self, pair: PolicyKey) -> bool {
         self.tables.allows(pair)
     }
@@ -269,6 +303,8 @@ impl Engine {
 
     /// Removes records of connections that never came to be.
     pub fn sweep(&mut self) {
+        // Their entries leave the map with the next change.
+        self.learnt.expire(Instant::now());
         self.direct.sweep();
         // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
         let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);
@@ -370,6 +406,10 @@ impl Engine {
 
 /// How often the daemon calls [`Engine::sweep`].
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+fn names_it(list: &[EgressRule], name: &str) -> bool {
+    list.iter().any(|rule| matches!(&rule.to, EgressTarget::Name(pattern) if pattern.matches(name)))
+}
 
 fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
     loaded: &mut Loaded,

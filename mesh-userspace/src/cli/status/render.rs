@@ -16,6 +16,7 @@ pub fn report(report: &StatusReport, style: Style) -> String {
     let mut text = header(report, style);
     let sections = [
         section("WORKLOADS", report.workloads.len(), workloads(report, style), style),
+        section("EGRESS", egress_rules(report).count(), egress(report, style), style),
         section("SERVICES", report.services.len(), services(report, style), style),
         section("GATEWAYS", report.gateways.len(), gateways(report, style), style),
         section("FLOWS", report.flows.len(), flows(&report.flows, "no flow is live", style), style),
@@ -120,6 +121,23 @@ fn workloads(report: &StatusReport, style: Style) -> String {
             table.row(["".into(), cgroup.as_str().into(), "".into(), "".into()]);
         }
     }
+    table.render(style)
+}
+
+fn egress_rules(report: &StatusReport) -> impl Iterator<Item = (&str, &str)> {
+    report.workloads.iter().flat_map(|workload| {
+        workload.egress_allow.iter().map(|rule| (workload.service.as_str(), rule.as_str()))
+    })
+}
+
+/// What `mesh-only` workloads may reach all the same.
+fn egress(report: &StatusReport, style: Style) -> String {
+    let mut table = Table::new(&["SERVICE", "MAY ALSO REACH"], &[1]);
+    let mut rows = egress_rules(report).peekable();
+    if rows.peek().is_none() {
+        return String::new();
+    }
+    rows.for_each(|(service, rule)| table.row([service.into(), rule.into()]));
     table.render(style)
 }
 
