@@ -127,7 +127,12 @@ pub struct WorkloadStatus {
     /// What a `mesh-only` one may reach outside the mesh all the same, in words.
     pub egress_allow: Vec<String>,
     pub exempt: bool,
+    /// Services with an instance that an intention lets it connect to, in order; the first [`MOST_ALLOWED`] of them.
+    pub allowed: Vec<String>,
 }
+
+/// How many services a workload's report names as allowed.
+pub const MOST_ALLOWED: usize = 50;
 
 /// One service of this host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,7 +164,7 @@ pub struct GatewayStatus {
     pub reason: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FlowDirection {

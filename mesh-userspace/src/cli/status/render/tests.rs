@@ -67,6 +67,7 @@ fn fixture() -> StatusReport {
             egress: "passthrough".into(),
             egress_allow: Vec::new(),
             exempt: false,
+            allowed: vec!["db".into()],
         }],
         services: vec![ServiceStatus {
             name: "db".into(),
