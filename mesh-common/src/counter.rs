@@ -22,11 +22,16 @@ pub enum Counter {
     EventLost = 14,
     DeniedBind = 15,
     DeniedMptcp = 16,
+    /// Queries for names, or their sockets' `connect()`, diverted to the daemon.
+    DnsDiverted = 17,
+    /// Queries for names that went past the daemon, because it could not take them.
+    DnsPassed = 18,
+    DeniedNoResolver = 19,
     DeniedProtocol = 24,
 }
 
 impl Counter {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -45,6 +50,9 @@ impl Counter {
         Self::DeniedBind,
         Self::DeniedMptcp,
         Self::DeniedProtocol,
+        Self::DnsDiverted,
+        Self::DnsPassed,
+        Self::DeniedNoResolver,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -68,6 +76,9 @@ impl Counter {
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
             Self::DeniedProtocol => "denied_protocol",
+            Self::DnsDiverted => "dns_diverted",
+            Self::DnsPassed => "dns_passed",
+            Self::DeniedNoResolver => "denied_no_resolver",
         }
     }
 }

@@ -70,6 +70,8 @@ pub const REASON_NO_LISTENER: u32 = 7;
 pub const REASON_BIND: u32 = 8;
 /// `socket()` for MPTCP, whose `connect()` runs no hook.
 pub const REASON_MPTCP: u32 = 9;
+/// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
+pub const REASON_NO_RESOLVER: u32 = 10;
 
 /// `socket()` for a protocol that no hook judges, by a `mesh-only` workload.
 pub const REASON_PROTOCOL: u32 = 20;
@@ -87,6 +89,7 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_BIND => "bind",
         REASON_MPTCP => "mptcp",
         REASON_PROTOCOL => "protocol",
+        REASON_NO_RESOLVER => "no-resolver",
         _ => "none",
     }
 }

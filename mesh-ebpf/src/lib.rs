@@ -5,5 +5,6 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod diversion;
 pub mod listed;
 pub mod verdict;
