@@ -233,3 +233,139 @@ fn a_restarted_daemon_keeps_no_more_than_the_list_that_it_has() {
     });
     assert_eq!(outside.dial("web", &listed)["error"], "EPERM");
 }
+
+/// Echoes datagrams at each port, for IPv4 and IPv6.
+fn echo_datagrams(host: &Host) -> Process {
+    let ports = [LISTED, UNLISTED, TCP_ONLY, UDP_ONLY];
+    let script = format!(
+        "import selectors, socket\nall = selectors.DefaultSelector()\nfor port in {ports:?}:\n    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n    s.bind(('::', port))\n    all.register(s, selectors.EVENT_READ)\nprint('ready', flush=True)\nwhile True:\n    for key, _ in all.select():\n        data, peer = key.fileobj.recvfrom(100)\n        key.fileobj.sendto(data, peer)\n"
+    );
+    let mut server = host.spawn(UNMANAGED, &["python3", "-c", &script]);
+    server.wait_for_log("ready");
+    server
+}
+
+/// How a program sends a datagram; each sends `x`, and prints what comes back or the error.
+const WAYS: [(&str, &str); 6] = [
+    ("connected", "s = new(family); s.connect(to); s.send(b'x')"),
+    ("sendto", "s = new(family); s.sendto(b'x', to)"),
+    ("sendmsg", "s = new(family); s.sendmsg([b'x'], [], 0, to)"),
+    // Connected to where it may, sent to where the test says.
+    ("connected elsewhere", "s = new(family); s.connect((listed[family], 7001)); s.sendto(b'x', to)"),
+    // Dissolved in between: no longer connected to where it may.
+    ("dissolved", "s = new(family); s.connect((listed[family], 7001)); dissolve(s); s.sendto(b'x', to)"),
+    ("sendmmsg", "s = new(family); sendmmsg(s, to)"),
+];
+
+/// `sendto(AF_UNSPEC)` with an IPv4 address in it is sent, by IPv4 sockets (`udp_sendmsg`).
+const UNSPEC: (&str, &str) = ("unspecified family", "s = new(family); send_unspec(s, to)");
+
+#[track_caller]
+fn send(outside: &Outside, cgroup: &str, way: &str, to: &str, port: u16) -> String {
+    let (v4, v6) = (outside.x.v4, outside.x.v6);
+    let script = format!(
+        r#"
+import ctypes, errno, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+listed = {{socket.AF_INET: "{v4}", socket.AF_INET6: "{v6}"}}
+family = socket.AF_INET6 if ":" in "{to}" else socket.AF_INET
+to = ("{to}", {port})
+def new(family):
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    s.settimeout(5)
+    return s
+def check(n):
+    if n < 0:
+        raise OSError(ctypes.get_errno(), "")
+def dissolve(s):
+    check(libc.connect(s.fileno(), struct.pack("H14x", 0), 16))
+def packed(family_in_it):
+    if family == socket.AF_INET:
+        return struct.pack("=H", family_in_it) + struct.pack("!H", to[1]) + socket.inet_aton(to[0]) + bytes(8)
+    return struct.pack("=H", family_in_it) + struct.pack("!HI", to[1], 0) + socket.inet_pton(family, to[0]) + bytes(4)
+def send_unspec(s, to):
+    address = packed(0)
+    check(libc.sendto(s.fileno(), b"x", 1, 0, address, len(address)))
+def sendmmsg(s, to):
+    class Iov(ctypes.Structure):
+        _fields_ = [("base", ctypes.c_char_p), ("len", ctypes.c_size_t)]
+    class Msg(ctypes.Structure):
+        _fields_ = [("name", ctypes.c_char_p), ("namelen", ctypes.c_uint), ("iov", ctypes.POINTER(Iov)),
+                    ("iovlen", ctypes.c_size_t), ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t),
+                    ("flags", ctypes.c_int), ("len", ctypes.c_uint)]
+    address = packed(family)
+    iov = Iov(b"x", 1)
+    msg = Msg(address, len(address), ctypes.pointer(iov), 1, None, 0, 0, 0)
+    check(libc.sendmmsg(s.fileno(), ctypes.byref(msg), 1, 0))
+try:
+    {way}
+    print(s.recv(10).decode())
+except socket.timeout:
+    print("TIMEOUT")
+except OSError as e:
+    print(errno.errorcode[e.errno])
+"#
+    );
+    outside.python(cgroup, &script)
+}
+
+#[test]
+fn datagrams_go_where_the_list_says_and_nowhere_else_however_they_are_sent() {
+    require_root!();
+    let outside = scene(LIST);
+    outside.until_listed();
+    let (x, y) = (&outside.x, &outside.y);
+    let _echoes = [echo_datagrams(x), echo_datagrams(y)];
+    let mapped = format!("::ffff:{}", x.v4);
+    for (to, port, listed) in [
+        (x.v4.to_string(), LISTED, true),
+        (x.v4.to_string(), UDP_ONLY, true),
+        (x.v4.to_string(), TCP_ONLY, false),
+        (x.v4.to_string(), UNLISTED, false),
+        (y.v4.to_string(), LISTED, false),
+        (x.v6.to_string(), LISTED, true),
+        (x.v6.to_string(), UNLISTED, false),
+        (y.v6.to_string(), LISTED, false),
+        (mapped.clone(), LISTED, true),
+        (mapped, UNLISTED, false),
+    ] {
+        for (name, way) in WAYS {
+            if name.starts_with("connected else") && to.starts_with("::ffff") {
+                // The socket has an IPv6 source by then, which the kernel itself refuses (ENETUNREACH).
+                continue;
+            }
+            let said = send(&outside, "web", way, &to, port);
+            assert_eq!(said, if listed { "x" } else { "EPERM" }, "{name} to {to} {port}");
+        }
+        // Who is not confined is let, whichever way.
+        assert_eq!(send(&outside, "other", WAYS[0].1, &to, port), "x", "{to} {port}");
+        assert_eq!(send(&outside, "other", WAYS[1].1, &to, port), "x", "{to} {port}");
+    }
+    let way = UNSPEC.1;
+    assert_eq!(send(&outside, "web", way, &x.v4.to_string(), LISTED), "x");
+    assert_eq!(send(&outside, "web", way, &x.v4.to_string(), UNLISTED), "EPERM");
+    assert_eq!(send(&outside, "other", way, &x.v4.to_string(), UNLISTED), "x");
+    let to = format!("{}:{UNLISTED}", x.v6);
+    let to = to.rsplit_once(':').map(|(ip, port)| format!("[{ip}]:{port}")).expect("a port");
+    outside.mesh.a.wait_status("the events", |s| {
+        s.list("recent").iter().any(|flow| {
+            flow["original_dst"] == to.as_str()
+                && flow["reason"] == "mesh-only: udp"
+                && flow["source"] == "web"
+                && flow["program"] == "python3"
+        })
+    });
+}
+
+#[test]
+fn datagrams_to_port_53_need_the_list_as_well_when_the_daemon_is_dead() {
+    require_root!();
+    let mut outside = scene(LIST);
+    outside.until_listed();
+    outside.mesh.a.kill9();
+    let to = outside.x.v4.to_string();
+    assert_eq!(send(&outside, "web", WAYS[1].1, &to, 53), "EPERM");
+    assert_eq!(send(&outside, "web", WAYS[0].1, &to, 53), "EPERM");
+    // The twin is answered by X itself: nobody listens there.
+    assert_eq!(send(&outside, "other", WAYS[0].1, &to, 53), "ECONNREFUSED");
+}
