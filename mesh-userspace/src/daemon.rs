@@ -4,6 +4,7 @@
 //! client (disk cache, then live) → maps → listeners → admin socket. Nothing is let through that a part not started
 //! yet would have refused: until the maps say otherwise, the kernel denies.
 
+mod egress;
 mod gateways;
 mod kernel;
 mod listeners;
@@ -52,6 +53,7 @@ use crate::{
         names::NameReader,
         uncaptured::established,
     },
+    dns::{self, Dns, Zones},
     identity::ServiceName,
     proxy::{self, InboundService, ProxyHandle, ProxySettings},
     state::{Mesh, MeshState},
@@ -79,6 +81,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
         limits: config.limits,
         node: config.node.clone(),
         same_host_mtls: config.same_host == SameHost::Mtls,
+        names: services::resolving(&config),
         services: services::kernel_view(&config),
         rules: services::rules(&config, &own),
     })?;
@@ -140,6 +143,8 @@ pub struct Daemon {
     mesh: MeshState,
     kernel: Kernel,
     proxy: ProxyHandle,
+    /// `None`: names are left alone.
+    dns: Option<Dns>,
     sync: Mutex<Option<SyncHandle>>,
     embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
@@ -190,6 +195,16 @@ impl Daemon {
             proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
         let host_netns = kernel.lock().host_netns();
         proxy.add_outbound(host_netns, sockets.outbound)?;
+        let dns = match sockets.names {
+            Some(names) => {
+                let zones = Zones::new(config.dns.domains.clone(), config.dns.consul_domains.clone());
+                let dns = Dns::new(zones, mesh.clone(), Box::new(outlets.queries));
+                egress::connect(&dns, &kernel);
+                dns.add(host_netns, names, dns::Opener::Here)?;
+                Some(dns)
+            }
+            None => None,
+        };
         proxy.set_inbound(all_inbound((&services, inbound), (&gateways, external)))?;
         let daemon = Arc::new(Self {
             config: ArcSwap::from_pointee(config),
@@ -201,6 +216,7 @@ impl Daemon {
             mesh,
             kernel,
             proxy,
+            dns,
             sync: Mutex::new(Some(sync)),
             embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
@@ -263,6 +279,9 @@ impl Daemon {
         // Out of the catalog first, so that nobody dials; leafs and watches go on, so that a revocation still cuts.
         self.announce();
         self.proxy.drain(deadline).await;
+        if let Some(dns) = &self.dns {
+            dns.shut_down().await;
+        }
         let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sync) = sync {
             sync.shutdown(true).await;
@@ -469,7 +488,8 @@ impl Daemon {
 
     async fn follow_namespaces(self: Arc<Self>, visitor: Visitor) {
         let served = self.namespaces.clone();
-        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), &self.proxy, served).await {
+        let servers = namespaces::Servers { proxy: &self.proxy, dns: self.dns.as_ref() };
+        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), servers, served).await {
             tracing::error!(%error, "network namespaces are not followed any more: workloads in new ones are denied");
         }
     }

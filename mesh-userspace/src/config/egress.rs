@@ -1,6 +1,10 @@
 //! `[[service.egress_allow]]`: what a `mesh-only` workload may reach outside the mesh all the same.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use mesh_common::egress::{EGRESS_RANGES, EGRESS_TCP, EGRESS_UDP, EgressRange};
 
@@ -100,6 +104,14 @@ pub(super) fn ports(text: &str) -> Result<PortRange, &'static str> {
 }
 
 impl EgressRule {
+    /// Whether it is about a network, and has datagrams to `at`.
+    pub fn has_datagrams_to(&self, at: SocketAddr) -> bool {
+        let here = |range: &IpRange| range.contains(at.ip().to_canonical());
+        self.protocols & EGRESS_UDP != 0
+            && matches!(&self.to, EgressTarget::Network(range) if here(range))
+            && self.ports.iter().any(|range| range.contains(at.port()))
+    }
+
     /// Returns its ports as the kernel's list has them.
     fn ranges(&self) -> impl Iterator<Item = EgressRange> + '_ {
         self.ports.iter().map(|ports| EgressRange {

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use mesh_common::policy::{SETTINGS_DNS, SETTINGS_DNS_REFUSE};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::timeout};
 
 use super::place::EXEC_CGROUP;
 use crate::{
-    config::{Config, Egress, GuardMode, ProtectedPort, container_name},
+    config::{Config, Egress, GuardMode, ProtectedPort, WhenDown, container_name},
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
@@ -47,6 +48,13 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
         })
         .collect()
+}
+
+/// Returns what the kernel needs to know about names.
+pub fn resolving(config: &Config) -> u32 {
+    let dns = &config.dns;
+    (if dns.enabled { SETTINGS_DNS } else { 0 })
+        | (if dns.when_down == WhenDown::Refuse { SETTINGS_DNS_REFUSE } else { 0 })
 }
 
 /// Returns the rules that say who a cgroup's processes are; `own` is the daemon's cgroup.

@@ -388,6 +388,9 @@ fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) ->
         let direction = if count.direction == Direction::Outbound { "outbound" } else { "inbound" };
         all.insert(format!("{direction}_{}", count.reason.replace('-', "_")), count.count);
     }
+    for (name, value) in daemon.dns.iter().flat_map(|dns| dns.counters().list()) {
+        all.insert(name.into(), value);
+    }
     all.insert("flows_opened".into(), daemon.proxy().flows().opened());
     all.insert("flows_live".into(), daemon.proxy().flows().live());
     all

@@ -46,6 +46,8 @@ pub struct View<'a> {
     pub host_netns: u64,
     pub same_host_mtls: bool,
     pub learnt: &'a Learnt,
+    /// `SETTINGS_DNS*`.
+    pub resolving: u32,
     pub mesh: &'a Mesh,
 }
 
@@ -163,7 +165,8 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
                 | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 }
-                | if view.services.iter().any(|s| s.mesh_only) { SETTINGS_MESH_ONLY } else { 0 },
+                | if view.services.iter().any(|s| s.mesh_only) { SETTINGS_MESH_ONLY } else { 0 }
+                | view.resolving,
             pad: 0,
             classified_up_to: view.classified_up_to,
             host_netns: view.host_netns,
@@ -252,6 +255,7 @@ mod tests {
             host_netns: 1,
             same_host_mtls: false,
             learnt: &Learnt::default(),
+            resolving: 0,
             mesh,
         };
         desired(&view, names, seen).0

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf, 
 use aya_log::EbpfLogger;
 use mesh_common::{
     counter::Counter,
+    dns::{DnsAlias, DnsRoute},
     flow::{FlowKey, FlowRecord},
     map::{self, ListenerKey, NAMESPACE_SERVED},
     policy::PolicyKey,
@@ -29,6 +30,7 @@ use super::{
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
     names::{NameReader, Names},
+    queries::{self, QueryMaps},
     sock_diag,
     tables::{TableError, Tables},
     uncaptured::{self, Connection, Facts, Uncaptured},
@@ -46,6 +48,8 @@ pub struct Settings {
     pub limits: Limits,
     pub node: String,
     pub same_host_mtls: bool,
+    /// How names are resolved: `SETTINGS_DNS*`.
+    pub names: u32,
     pub services: Vec<LocalService>,
     pub rules: Vec<WorkloadRule>,
 }
@@ -76,6 +80,7 @@ pub struct Engine {
     direct: DirectMap,
     pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
     listeners: SockHash<MapData, ListenerKey>,
+    dns_routes: BpfHashMap<MapData, DnsAlias, DnsRoute>,
     namespaces: BpfHashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
     addresses: HashSet<IpAddr>,
@@ -85,6 +90,7 @@ pub struct Engine {
     same_host_mtls: bool,
     /// What the daemon's DNS told `mesh-only` workloads.
     learnt: Learnt,
+    resolving: u32,
     degraded: Vec<String>,
     /// Why the maps could not be written last time.
     trouble: Option<String>,
@@ -93,6 +99,7 @@ pub struct Engine {
 /// What the engine hands out once.
 pub struct Outlets {
     pub flows: FlowMap,
+    pub queries: QueryMaps,
     pub events: RingBuf<MapData>,
     pub names: NameReader,
     /// What the programs log, if they were built with `cargo xtask build-ebpf --debug`.
@@ -127,6 +134,7 @@ impl Engine {
             recent: recent.clone(),
             log: EbpfLogger::init(&mut loaded.ebpf).ok(),
             flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader()),
+            queries: QueryMaps::new(dns_routes(&loaded)?, pinned(&loaded, map::FLOWS)?, names.reader()),
             events: typed(&mut loaded, map::EVENTS)?,
             names: names.reader(),
         };
@@ -149,6 +157,7 @@ impl Engine {
             direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader(), recent.clone()),
             pending: typed(&mut loaded, map::FLOWS)?,
             listeners: typed(&mut loaded, map::LISTENERS)?,
+            dns_routes: dns_routes(&loaded)?,
             namespaces: typed(&mut loaded, map::NAMESPACES)?,
             counters: typed(&mut loaded, map::COUNTERS)?,
             loaded,
@@ -162,6 +171,7 @@ impl Engine {
             services: settings.services,
             same_host_mtls,
             learnt: Learnt::default(),
+            resolving: settings.names,
             degraded,
             trouble: None,
         };
@@ -254,6 +264,7 @@ impl Engine {
             host_netns: self.netns,
             same_host_mtls: self.same_host_mtls,
             learnt: &self.learnt,
+            resolving: self.resolving,
             mesh,
         };
         let (desired, names) = desired(&view, &mut self.names, &mut self.seen);
@@ -285,6 +296,16 @@ impl Engine {
         }
     }
 
+    pub fn is_mesh_only(&self, service: &ServiceName) -> bool {
+        self.services.iter().any(|s| s.mesh_only && s.name == *service)
+    }
+
+    /// Whether the list of `service` has datagrams to `at`.
+    pub fn lists_datagrams(&self, service: &ServiceName, at: SocketAddr) -> bool {
+        let own = self.services.iter().find(|s| s.name == *service);
+        own.is_some_and(|own| own.egress.iter().any(|rule| rule.has_datagrams_to(at)))
+    }
+
     /// Whether `service` may have names outside the mesh resolved: any, unless it is `mesh-only`, and then what its list
     /// has.
     pub fn may_resolve(&self, service: &ServiceName, name: &str) -> bool {
@@ -308,6 +329,7 @@ impl Engine {
         self.direct.sweep();
         // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
         let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);
+        queries::sweep(&mut self.dns_routes, monotonic());
         let lost = flows::sweep(&mut self.pending, monotonic());
         if lost > 0 {
             tracing::warn!(lost, "captured connections that the listener never accepted");
@@ -417,6 +439,11 @@ fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
 ) -> Result<T, EngineError> {
     let map = loaded.ebpf.take_map(name).ok_or(TableError::Missing(name))?;
     T::try_from(map).map_err(|source| EngineError::Map { name, source })
+}
+
+fn dns_routes(loaded: &Loaded) -> Result<BpfHashMap<MapData, DnsAlias, DnsRoute>, EngineError> {
+    let failed = |source| EngineError::Map { name: map::DNS_ROUTES, source };
+    BpfHashMap::try_from(aya::maps::Map::HashMap(pinned(loaded, map::DNS_ROUTES)?)).map_err(failed)
 }
 
 /// A second handle of a pinned map.

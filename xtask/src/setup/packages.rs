@@ -7,10 +7,13 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 14] = [
+const TEST: [&str; 17] = [
+    "bind9-dnsutils",
     "curl",
+    "dnsmasq-base",
     "iperf3",
     "iproute2",
+    "musl-tools",
     "nginx-light",
     "openssh-client",
     "openssh-server",
