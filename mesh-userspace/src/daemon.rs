@@ -148,6 +148,7 @@ pub struct Daemon {
     sync: Mutex<Option<SyncHandle>>,
     embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
+    egress: egress::Lists,
     /// Locked after `services`.
     gateways: Mutex<Gateways>,
     announce: watch::Sender<Arc<Vec<LocalService>>>,
@@ -194,12 +195,14 @@ impl Daemon {
         let proxy =
             proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
         let host_netns = kernel.lock().host_netns();
+        let egress = egress::Lists::default();
+        egress.set(&config);
         proxy.add_outbound(host_netns, sockets.outbound)?;
         let dns = match sockets.names {
             Some(names) => {
                 let zones = Zones::new(config.dns.domains.clone(), config.dns.consul_domains.clone());
                 let dns = Dns::new(zones, mesh.clone(), Box::new(outlets.queries));
-                egress::connect(&dns, &kernel);
+                egress.connect(&dns, &kernel);
                 dns.add(host_netns, names, dns::Opener::Here)?;
                 Some(dns)
             }
@@ -221,6 +224,7 @@ impl Daemon {
             embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
             gateways: Mutex::new(gateways),
+            egress,
             announce,
             listeners,
             namespaces: namespaces::Served::default(),
@@ -372,6 +376,7 @@ impl Daemon {
                 return Err(error);
             }
             let rules = services::rules(&new, &self.own_cgroup);
+            self.egress.set(&new);
             self.kernel.lock().configure(services::kernel_view(&new), rules);
             let all = all_announced(&new, &services, &gateways, &self.advertised);
             self.announce.send_replace(Arc::new(all));

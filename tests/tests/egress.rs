@@ -7,6 +7,7 @@ use mesh_tests::{
     meshnode::UNMANAGED,
     net::Network,
     process::Process,
+    program::dnsmasq::{Dnsmasq, PLAIN},
     require_root, wait,
 };
 use serde_json::{Value, json};
@@ -368,4 +369,62 @@ fn datagrams_to_port_53_need_the_list_as_well_when_the_daemon_is_dead() {
     assert_eq!(send(&outside, "web", WAYS[0].1, &to, 53), "EPERM");
     // The twin is answered by X itself: nobody listens there.
     assert_eq!(send(&outside, "other", WAYS[0].1, &to, 53), "ECONNREFUSED");
+}
+
+const BY_NAME: &str = r#"egress = "mesh-only"
+[[service.egress_allow]]
+name = "plain.example"
+ports = "7001"
+"#;
+
+const RESOLVER: &str = "127.0.0.53";
+
+#[track_caller]
+fn dig(outside: &Outside, cgroup: &str, words: &[&str]) -> String {
+    let said = outside.mesh.a.host.run(cgroup, &[&["dig", "+tries=1", "+timeout=5"], words].concat());
+    said.stdout
+}
+
+#[test]
+fn names_of_the_list_are_resolved_and_reached_and_no_others_leave_the_host() {
+    require_root!();
+    let outside = scene(BY_NAME);
+    let host = &outside.mesh.a.host;
+    let system = Dnsmasq::start(host, "", RESOLVER, &outside.x.v4.to_string());
+    let accomplice = Dnsmasq::start(&outside.y, "", &outside.y.v4.to_string(), &outside.y.v4.to_string());
+    let _ = std::fs::remove_file(host.space().path("/etc/resolv.conf"));
+    host.write("/etc/resolv.conf", &format!("nameserver {RESOLVER}\n"));
+    let (x, y) = (format!("{}:{LISTED}", outside.x.v4), format!("{}:{LISTED}", outside.y.v4));
+    // An address means nothing before somebody said that it is the name's.
+    assert_eq!(outside.dial("web", &x)["error"], "EPERM");
+
+    let secret = "exfiltrated.secret.example";
+    for more in [&[][..], &["+tcp"]] {
+        let said = dig(&outside, "web", &[&[secret], more].concat());
+        assert!(said.contains("status: REFUSED"), "{said}");
+    }
+    assert!(!system.server.log().contains(secret), "{}", system.server.log());
+    // Nor may the program choose whom it believes.
+    let lie = dig(&outside, "web", &[&format!("@{}", outside.y.v4), PLAIN]);
+    assert!(lie.contains("status: REFUSED"), "{lie}");
+    assert!(!accomplice.server.log().contains(PLAIN), "{}", accomplice.server.log());
+    assert_eq!(outside.dial("web", &y)["error"], "EPERM");
+    let before = outside.mesh.a.status().counter("dns_refused");
+    assert!(before >= 3, "{before}");
+    let log = outside.mesh.a.log();
+    let told = log.lines().any(|line| line.contains(secret) && line.contains("was refused"));
+    assert!(told, "{log}");
+    // The twin asks whom and what it likes.
+    assert!(dig(&outside, "other", &["+short", &format!("@{}", outside.y.v4), PLAIN]).contains("10.77.4.1"));
+    let _ = dig(&outside, "other", &[secret]);
+    assert!(system.server.log().contains(secret), "{}", system.server.log());
+
+    let said = dig(&outside, "web", &["+short", PLAIN]);
+    assert_eq!(said.trim(), outside.x.v4.to_string());
+    // The answer acts before the program has it: no waiting.
+    assert_eq!(outside.dial("web", &x)["received"], "welcome");
+    assert_eq!(outside.dial("web", &format!("{}:{UNLISTED}", outside.x.v4))["error"], "EPERM");
+    assert_eq!(outside.dial("web", &y)["error"], "EPERM");
+    // What another workload was told lets this one nowhere.
+    assert_eq!(outside.dial("other", &y)["received"], "welcome");
 }

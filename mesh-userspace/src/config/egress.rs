@@ -104,6 +104,11 @@ pub(super) fn ports(text: &str) -> Result<PortRange, &'static str> {
 }
 
 impl EgressRule {
+    /// Whether it is about `name`.
+    pub fn is_for(&self, name: &str) -> bool {
+        matches!(&self.to, EgressTarget::Name(pattern) if pattern.matches(name))
+    }
+
     /// Whether it is about a network, and has datagrams to `at`.
     pub fn has_datagrams_to(&self, at: SocketAddr) -> bool {
         let here = |range: &IpRange| range.contains(at.ip().to_canonical());

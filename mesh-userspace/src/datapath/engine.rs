@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -35,11 +35,7 @@ use super::{
     tables::{TableError, Tables},
     uncaptured::{self, Connection, Facts, Uncaptured},
 };
-use crate::{
-    config::{EgressRule, EgressTarget},
-    identity::ServiceName,
-    state::Mesh,
-};
+use crate::{identity::ServiceName, state::Mesh};
 
 /// What the engine needs of the configuration.
 pub struct Settings {
@@ -283,7 +279,7 @@ impl Engine {
     pub fn let_reach(&mut self, service: &ServiceName, name: &str, addresses: &[IpAddr], ttl: Duration) {
         let Some(local) = self.services.iter().find(|s| s.mesh_only && s.name == *service) else { return };
         let Some(id) = self.names.id(service) else { return };
-        if !names_it(&local.egress, name) {
+        if !local.egress.iter().any(|rule| rule.is_for(name)) {
             return;
         }
         let now = Instant::now();
@@ -294,23 +290,6 @@ impl Engine {
                 tracing::warn!(%service, name, %address, "no room for an address that the list allows: it is denied");
             }
         }
-    }
-
-    pub fn is_mesh_only(&self, service: &ServiceName) -> bool {
-        self.services.iter().any(|s| s.mesh_only && s.name == *service)
-    }
-
-    /// Whether the list of `service` has datagrams to `at`.
-    pub fn lists_datagrams(&self, service: &ServiceName, at: SocketAddr) -> bool {
-        let own = self.services.iter().find(|s| s.name == *service);
-        own.is_some_and(|own| own.egress.iter().any(|rule| rule.has_datagrams_to(at)))
-    }
-
-    /// Whether `service` may have names outside the mesh resolved: any, unless it is `mesh-only`, and then what its list
-    /// has.
-    pub fn may_resolve(&self, service: &ServiceName, name: &str) -> bool {
-        let own = self.services.iter().find(|s| s.name == *service);
-        own.is_none_or(|own| !own.mesh_only || names_it(&own.egress, name))
     }
 
     pub fn allows(&self, pair: PolicyKey) -> bool {
@@ -428,10 +407,6 @@ impl Engine {
 
 /// How often the daemon calls [`Engine::sweep`].
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-
-fn names_it(list: &[EgressRule], name: &str) -> bool {
-    list.iter().any(|rule| matches!(&rule.to, EgressTarget::Name(pattern) if pattern.matches(name)))
-}
 
 fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
     loaded: &mut Loaded,
