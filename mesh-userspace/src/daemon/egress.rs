@@ -1,11 +1,21 @@
 //! Names that `mesh-only` workloads may reach: which queries leave the host for them, and what the answers let them reach.
 
-use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
 
 use super::kernel::Kernel;
 use crate::{
-    datapath::engine::Engine,
+    config::{Config, Egress, EgressRule},
     dns::{Dns, Learned, Leaving},
+    identity::ServiceName,
     proxy::RateLimit,
     telemetry::AUDIT,
 };
