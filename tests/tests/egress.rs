@@ -252,7 +252,10 @@ const WAYS: [(&str, &str); 6] = [
     ("sendto", "s = new(family); s.sendto(b'x', to)"),
     ("sendmsg", "s = new(family); s.sendmsg([b'x'], [], 0, to)"),
     // Connected to where it may, sent to where the test says; an answer from there is not taken.
-    ("connected elsewhere", "s = new(family); s.connect((listed[family], 7001)); s.sendto(b'x', to); print('x'); raise SystemExit"),
+    (
+        "connected elsewhere",
+        "s = new(family); s.connect((listed[family], 7001)); s.sendto(b'x', to); print('x'); raise SystemExit",
+    ),
     // Dissolved in between: no longer connected to where it may.
     ("dissolved", "s = new(family); s.connect((listed[family], 7001)); dissolve(s); s.sendto(b'x', to)"),
     ("sendmmsg", "s = new(family); sendmmsg(s, to)"),

@@ -303,7 +303,7 @@ impl Engine {
 
     /// Removes records of connections that never came to be.
     pub fn sweep(&mut self) {
-        // Their entries leave the map with the next change.
+        // The reconcile that follows takes their entries out of the map.
         self.learnt.expire(Instant::now());
         self.direct.sweep();
         // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
