@@ -362,7 +362,7 @@ fn datagrams_go_where_the_list_says_and_nowhere_else_however_they_are_sent() {
 }
 
 #[test]
-fn datagrams_to_port_53_need_the_list_as_well_when_the_daemon_is_dead() {
+fn queries_of_a_dead_daemons_workload_need_the_list_as_well() {
     require_root!();
     let mut outside = scene(LIST);
     outside.until_listed();
