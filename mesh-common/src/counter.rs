@@ -27,11 +27,13 @@ pub enum Counter {
     /// Queries for names that went past the daemon, because it could not take them.
     DnsPassed = 18,
     DeniedNoResolver = 19,
+    RefusedNoInstance = 20,
+    DeniedNoService = 21,
     DeniedProtocol = 24,
 }
 
 impl Counter {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -53,6 +55,8 @@ impl Counter {
         Self::DnsDiverted,
         Self::DnsPassed,
         Self::DeniedNoResolver,
+        Self::RefusedNoInstance,
+        Self::DeniedNoService,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -79,6 +83,8 @@ impl Counter {
             Self::DnsDiverted => "dns_diverted",
             Self::DnsPassed => "dns_passed",
             Self::DeniedNoResolver => "denied_no_resolver",
+            Self::RefusedNoInstance => "refused_no_instance",
+            Self::DeniedNoService => "denied_no_service",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `cgroup/sock_create`: a workload's first socket in a network namespace tells the daemon to listen there; and no
-//! MPTCP, nor from a `mesh-only` workload anything else that no hook judges. MPTCP's `connect()` goes past `cgroup/connect4,6` (`mptcp_connect` calls the subflow's
-//! protocol directly, Linux 6.2 and later), so that a program that asks for it would be neither captured nor denied.
+//! MPTCP, nor from a `mesh-only` workload anything else that no hook judges. The `connect()` of MPTCP goes past
+//! `cgroup/connect4,6` (`mptcp_connect` calls the subflow's protocol directly, Linux 6.2 and later), so that a program that
+//! asks for it would be neither captured nor denied.
 
 use aya_ebpf::{
     EbpfContext as _,

@@ -15,7 +15,7 @@ pub use server::{AdminServer, BindError};
 pub use status::{
     Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
     FlowState, FlowStatus, GatewayStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport,
-    Timestamp, UncapturedStatus, WorkloadStatus,
+    Timestamp, UncapturedStatus, VirtualServiceStatus, WorkloadStatus,
 };
 
 use crate::identity::ServiceName;

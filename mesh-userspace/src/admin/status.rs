@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::SystemTime,
 };
 
@@ -53,6 +53,8 @@ pub struct StatusReport {
     pub services: Vec<ServiceStatus>,
     /// Services outside the mesh that this host offers to it.
     pub gateways: Vec<GatewayStatus>,
+    /// Services that have virtual IPs, this host's or others'.
+    pub virtual_services: Vec<VirtualServiceStatus>,
     /// Live flows.
     pub flows: Vec<FlowStatus>,
     /// Connections in clear that would be the mesh's, had they been opened now: from before the daemon knew of them.
@@ -162,6 +164,19 @@ pub struct GatewayStatus {
     pub health: String,
     /// Why it is critical.
     pub reason: Option<String>,
+}
+
+/// A service by its virtual IPs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VirtualServiceStatus {
+    pub service: String,
+    pub virtual_ipv4: Option<Ipv4Addr>,
+    pub virtual_ipv6: Option<Ipv6Addr>,
+    /// The one that Consul itself gave it.
+    pub consul_ipv4: Option<Ipv4Addr>,
+    /// Known instances, and those of them whose checks pass.
+    pub instances: usize,
+    pub healthy: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -45,6 +45,7 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             port: s.protected.as_ref().map(|p| p.port),
             egress: s.egress_allow.clone(),
             mesh_only: s.egress == Egress::MeshOnly,
+            address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
         })
         .collect()

@@ -19,6 +19,7 @@ pub fn report(report: &StatusReport, style: Style) -> String {
         section("EGRESS", egress_rules(report).count(), egress(report, style), style),
         section("SERVICES", report.services.len(), services(report, style), style),
         section("GATEWAYS", report.gateways.len(), gateways(report, style), style),
+        section("VIRTUAL IPS", report.virtual_services.len(), virtual_services(report, style), style),
         section("FLOWS", report.flows.len(), flows(&report.flows, "no flow is live", style), style),
         section("UNCAPTURED", report.uncaptured.len(), uncaptured(report, style), style),
         recent(report, style),
@@ -185,6 +186,29 @@ fn gateways(report: &StatusReport, style: Style) -> String {
             if now.is_empty() { "-".into() } else { now.join(" ").into() },
             gateway.mesh_port.to_string().into(),
             Cell::coloured(health, of_health(&gateway.health)),
+        ]);
+    }
+    table.render(style)
+}
+
+fn virtual_services(report: &StatusReport, style: Style) -> String {
+    if report.virtual_services.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["SERVICE", "IPV4", "IPV6", "HEALTHY"], &[0]);
+    for service in &report.virtual_services {
+        let colour = match (service.healthy, service.instances) {
+            (0, _) => Colour::Bad,
+            (healthy, all) if healthy < all => Colour::Warning,
+            _ => Colour::Good,
+        };
+        let own = service.virtual_ipv4.map_or("-".to_owned(), |ip| ip.to_string());
+        let v4 = service.consul_ipv4.map_or(own.clone(), |consul| format!("{own}, {consul} (Consul's)"));
+        table.row([
+            service.service.as_str().into(),
+            v4.into(),
+            service.virtual_ipv6.map_or("-".to_owned(), |ip| ip.to_string()).into(),
+            Cell::coloured(format!("{} of {}", service.healthy, service.instances), colour),
         ]);
     }
     table.render(style)
