@@ -128,13 +128,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         same_host_mtls: settings.flags & SETTINGS_SAME_HOST_MTLS != 0,
     };
     let refused = |reason| Err(Denial { reason, source, destination, remote });
-    let allowed = match (caller, target) {
-        (Caller::Workload { service, mesh_only: true }, Target::Outside) => {
-            egress::lists(service, remote, EGRESS_TCP)
-        }
-        _ => allowed(source, destination),
-    };
-    let verdict = decide(caller, target, allowed, mode);
+    let verdict = decide(caller, target, allowed(source, destination), mode);
     #[cfg(feature = "log")]
     log(ctx, remote, source, destination, verdict);
     match verdict {
@@ -163,6 +157,8 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         Verdict::Capture { source, destination } => {
             capture(ctx, family, origin(ctx, remote, source, destination), netns).or_else(refused)
         }
+        // Looked up last: who is not confined pays nothing for it.
+        Verdict::Deny(event::REASON_MESH_ONLY) if egress::lists(source, remote, EGRESS_TCP) => Ok(()),
         Verdict::Deny(reason) => refused(reason),
     }
 }

@@ -73,7 +73,7 @@ pub enum Verdict {
 }
 
 /// Returns the verdict for `caller` connecting to `target`; `allowed` says whether an intention lets the caller's
-/// service connect to the target's; of a `mesh-only` caller and a target outside, whether its list has the target.
+/// service connect to the target's.
 #[inline(always)]
 pub fn decide(caller: Caller, target: Target, allowed: bool, mode: Mode) -> Verdict {
     match (caller, target) {
@@ -97,10 +97,8 @@ pub fn decide(caller: Caller, target: Target, allowed: bool, mode: Mode) -> Verd
         (Caller::Workload { .. }, Target::Outside) if mode.incomplete => {
             Verdict::Deny(event::REASON_MAP_FULL)
         }
-        (Caller::Workload { mesh_only: true, .. }, Target::Outside) if !allowed => {
-            Verdict::Deny(event::REASON_MESH_ONLY)
-        }
-        (Caller::Workload { .. }, Target::Outside) => Verdict::Pass,
+        (Caller::Workload { mesh_only: true, .. }, Target::Outside) => Verdict::Deny(event::REASON_MESH_ONLY),
+        (Caller::Workload { mesh_only: false, .. }, Target::Outside) => Verdict::Pass,
 
         (Caller::Workload { .. }, Target::Remote { .. }) if !allowed => {
             Verdict::Deny(event::REASON_INTENTION)
@@ -282,7 +280,6 @@ mod tests {
     fn mesh_only_reaches_the_mesh_and_nothing_else() {
         let caller = Caller::Workload { service: 1, mesh_only: true };
         assert_eq!(decide(caller, Target::Outside, false, LIVE), Verdict::Deny(event::REASON_MESH_ONLY));
-        assert_eq!(decide(caller, Target::Outside, true, LIVE), Verdict::Pass, "what its list has");
         assert_eq!(decide(caller, REMOTE, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
         assert_eq!(decide(WEB, Target::Outside, false, LIVE), Verdict::Pass);
     }
