@@ -30,10 +30,11 @@ pub enum Counter {
     RefusedNoInstance = 20,
     DeniedNoService = 21,
     DeniedBound = 22,
+    DeniedProtocol = 23,
 }
 
 impl Counter {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -52,6 +53,7 @@ impl Counter {
         Self::DeniedBind,
         Self::DeniedMptcp,
         Self::DeniedBound,
+        Self::DeniedProtocol,
         Self::DnsDiverted,
         Self::DnsPassed,
         Self::DeniedNoResolver,
@@ -80,6 +82,7 @@ impl Counter {
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
             Self::DeniedBound => "denied_bound",
+            Self::DeniedProtocol => "denied_protocol",
             Self::DnsDiverted => "dns_diverted",
             Self::DnsPassed => "dns_passed",
             Self::DeniedNoResolver => "denied_no_resolver",

@@ -16,7 +16,8 @@ pub struct Event {
     pub local: Endpoint,
     pub remote: Endpoint,
     pub comm: [u8; COMM_LEN],
-    pub pad: u32,
+    /// `IPPROTO_*`: of the connection, or of the socket that was refused.
+    pub protocol: u32,
     pub netns: u64,
     /// The id of the caller's own cgroup.
     pub cgroup: u64,
@@ -33,7 +34,8 @@ pub struct Event {
 }
 contract!(Event, 136);
 
-/// `connect()` or `bind()` was answered with `EPERM` (`connect()` with `ECONNREFUSED` for want of an instance), `socket()` with `EPROTONOSUPPORT`; `reason` says why.
+/// `connect()` or `bind()` was answered with `EPERM` (`connect()` with `ECONNREFUSED` for want of an instance), `socket()`
+/// with `EPERM` or `EPROTONOSUPPORT`; `reason` says why.
 pub const EVENT_DENIED: u32 = 1;
 /// The same would have been denied, but the destination is permissive.
 pub const EVENT_WOULD_DENY: u32 = 2;
@@ -59,7 +61,7 @@ pub const REASON_UNMANAGED: u32 = 2;
 pub const REASON_UNCLASSIFIED: u32 = 3;
 /// Nothing was read from the control plane, nor from the disk cache, yet.
 pub const REASON_NOT_SYNCED: u32 = 4;
-/// The destination is not in the mesh, and the workload is `mesh-only`.
+/// The destination is not in the mesh, the workload is `mesh-only`, and its list does not have it.
 pub const REASON_MESH_ONLY: u32 = 5;
 /// A map was full.
 pub const REASON_MAP_FULL: u32 = 6;
@@ -70,15 +72,18 @@ pub const REASON_BIND: u32 = 8;
 /// `socket()` for MPTCP, whose `connect()` runs no hook.
 pub const REASON_MPTCP: u32 = 9;
 /// The socket is bound to a source address that is not the host's: no way back from the listener.
-pub const REASON_SOURCE: u32 = 20;
+pub const REASON_SOURCE: u32 = 13;
 /// The socket is bound to a device, and the caller lacks the capability to have it freed.
-pub const REASON_DEVICE: u32 = 21;
+pub const REASON_DEVICE: u32 = 14;
 /// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
 pub const REASON_NO_RESOLVER: u32 = 10;
 /// No instance of the service that a virtual IP means can take it; `connect()` was answered with `ECONNREFUSED`.
 pub const REASON_NO_INSTANCE: u32 = 11;
 /// An address that virtual IPs are taken from, and that means no service known here.
 pub const REASON_NO_SERVICE: u32 = 12;
+
+/// `socket()` for a protocol that no hook judges, by a `mesh-only` workload.
+pub const REASON_PROTOCOL: u32 = 15;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -94,6 +99,7 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_MPTCP => "mptcp",
         REASON_SOURCE => "bound-source",
         REASON_DEVICE => "bound-device",
+        REASON_PROTOCOL => "protocol",
         REASON_NO_RESOLVER => "no-resolver",
         REASON_NO_INSTANCE => "no-healthy-instance",
         REASON_NO_SERVICE => "no-service",

@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod counter;
 pub mod dns;
+pub mod egress;
 pub mod event;
 pub mod flow;
 pub mod map;

@@ -17,6 +17,7 @@ pub const FLOWS: &str = "FLOWS";
 pub const DIRECT: &str = "DIRECT";
 pub const LISTENERS: &str = "LISTENERS";
 pub const NAMESPACES: &str = "NAMESPACES";
+pub const EGRESS: &str = "EGRESS";
 pub const DNS_ROUTES: &str = "DNS_ROUTES";
 pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";

@@ -144,6 +144,8 @@ contract!(Settings, 88);
 pub const SETTINGS_SYNCED: u32 = 1;
 /// A map did not take all that it should hold: what is not known to be outside the mesh is denied.
 pub const SETTINGS_INCOMPLETE: u32 = 1 << 1;
+/// Some workload is `mesh-only`: datagrams are looked at.
+pub const SETTINGS_MESH_ONLY: u32 = 1 << 8;
 /// Allowed flows to a service of this host go through the proxy too (`same_host = "mtls"`).
 pub const SETTINGS_SAME_HOST_MTLS: u32 = 1 << 2;
 /// Workloads' queries for names go to the daemon.

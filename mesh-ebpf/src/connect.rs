@@ -15,17 +15,18 @@ use aya_ebpf::{
 use mesh_common::{
     addr::{Addr, Endpoint, Port},
     counter::Counter,
+    egress::EGRESS_TCP,
     event,
     flow::{self, COMM_LEN, DirectFlow, Origin, SOCKET_FLAG_VIRTUAL, SocketState},
     map::{LISTENER_DNS4, LISTENER_DNS6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
     policy::{
-        self, Destination, HostAddrKey, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE,
+        self, Destination, HostAddrKey, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_MESH_ONLY,
         SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings,
     },
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide, is_refusal};
 
-use crate::{bound, caller, context, context::Family, dns, maps, report};
+use crate::{bound, caller, context, context::Family, dns, egress, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -46,7 +47,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     // SAFETY: the kernel passes a valid context.
     let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
     if kind != SOCK_STREAM || protocol != IPPROTO_TCP {
-        return PROCEED;
+        return other(ctx, family);
     }
     match try_connect(ctx, family) {
         Ok(()) => PROCEED,
@@ -60,6 +61,21 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             EPERM
         }
     }
+}
+
+/// `connect()` of a socket that is neither TCP nor UDP: one that was made before its holder was a `mesh-only` workload.
+#[inline(always)]
+fn other(ctx: &SockAddrContext, family: Family) -> i32 {
+    let Some(settings) = maps::SETTINGS.get(0) else { return PROCEED };
+    if settings.flags & SETTINGS_MESH_ONLY == 0 {
+        return PROCEED;
+    }
+    let Caller::Workload { service: source, mesh_only: true } = caller::caller(settings) else {
+        return PROCEED;
+    };
+    let (reason, remote) = (event::REASON_PROTOCOL, context::dialled(ctx, family));
+    deny(ctx, &Denial { reason, source, destination: policy::NO_SERVICE, remote });
+    EPERM
 }
 
 /// A connection that is refused, with what the event says of it.
@@ -148,6 +164,8 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         Verdict::Capture { source, destination } => {
             capture(ctx, family, origin(ctx, remote, source, destination), place).or_else(refused)
         }
+        // Looked up last: who is not confined pays nothing for it.
+        Verdict::Deny(event::REASON_MESH_ONLY) if egress::lists(source, remote, EGRESS_TCP) => Ok(()),
         Verdict::Deny(reason) => refused(reason),
     }
 }
@@ -359,7 +377,7 @@ fn redirect(
     let v4 = origin.original_dst.addr.v4().is_some();
     let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
-    bound::check_source(ctx, family, home)?;
+    bound::check_source(ctx, family, netns, home)?;
     let device = bound::release_device(ctx)?;
     remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, flags: 0, device, pad: 0 })
         .map_err(|()| event::REASON_MAP_FULL)?;
@@ -394,6 +412,7 @@ pub fn deny(ctx: &SockAddrContext, denial: &Denial) {
         event::REASON_UNCLASSIFIED => Counter::DeniedUnclassified,
         event::REASON_NOT_SYNCED => Counter::DeniedNotSynced,
         event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
+        event::REASON_PROTOCOL => Counter::DeniedProtocol,
         event::REASON_NO_LISTENER => Counter::DeniedNoListener,
         event::REASON_SOURCE | event::REASON_DEVICE => Counter::DeniedBound,
         event::REASON_NO_RESOLVER => Counter::DeniedNoResolver,
@@ -410,6 +429,8 @@ fn emit(ctx: &SockAddrContext, kind: u32, denial: &Denial) {
     event.source = denial.source;
     event.destination = denial.destination;
     event.remote = denial.remote;
+    // SAFETY: the kernel passes a valid context.
+    event.protocol = unsafe { (*ctx.sock_addr).protocol };
     event.netns = context::netns_of(ctx);
     // SAFETY: the helper takes the program's own context.
     event.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

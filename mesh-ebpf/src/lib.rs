@@ -6,4 +6,5 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod diversion;
+pub mod listed;
 pub mod verdict;

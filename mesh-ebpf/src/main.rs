@@ -10,6 +10,7 @@ mod connect;
 mod context;
 mod datagram;
 mod dns;
+mod egress;
 mod maps;
 mod peername;
 mod report;

@@ -4,12 +4,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash},
     macros::btf_map,
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
     dns::{DnsAlias, DnsRoute},
+    egress::{EgressRules, EgressSubject},
     event::Event,
     flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
     map::ListenerKey,
@@ -42,6 +43,11 @@ pub static PROTECTED: HashMap<ProtectedKey, Protected, 16384, LAZY> = HashMap::n
 /// Daemon → `connect`. Allowed pairs only: local workload → service.
 #[btf_map]
 pub static POLICY: HashMap<PolicyKey, u32, 262144, LAZY> = HashMap::new();
+
+/// Daemon → `connect`, `sendmsg`. What a `mesh-only` workload may reach outside the mesh: networks as long as the
+/// configuration has them, addresses of names until they are out of date.
+#[btf_map]
+pub static EGRESS: LpmTrie<EgressSubject, EgressRules, 65536> = LpmTrie::new();
 
 /// Daemon → `connect`, `sk_lookup`. The own addresses of the host, and of each network namespace that `PROTECTED` has a
 /// port of; loopback not included.

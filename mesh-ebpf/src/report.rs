@@ -29,7 +29,7 @@ pub fn blank(kind: u32) -> Event {
         local: Endpoint::UNSPECIFIED,
         remote: Endpoint::UNSPECIFIED,
         comm: [0; 16],
-        pad: 0,
+        protocol: 0,
         netns: 0,
         cgroup: 0,
         cookie: 0,

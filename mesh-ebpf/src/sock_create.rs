@@ -1,6 +1,7 @@
 //! `cgroup/sock_create`: a workload's first socket in a network namespace tells the daemon to listen there; and no
-//! MPTCP. Its `connect()` goes past `cgroup/connect4,6` (`mptcp_connect` calls the subflow's
-//! protocol directly, Linux 6.2 and later), so that a program that asks for it would be neither captured nor denied.
+//! MPTCP, nor from a `mesh-only` workload anything else that no hook judges. The `connect()` of MPTCP goes past
+//! `cgroup/connect4,6` (`mptcp_connect` calls the subflow's protocol directly, Linux 6.2 and later), so that a program that
+//! asks for it would be neither captured nor denied.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -8,8 +9,16 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval},
     programs::SockContext,
 };
-use mesh_common::{counter::Counter, event, map::NAMESPACE_SERVED, policy::Settings};
-use mesh_ebpf::verdict::Caller;
+use mesh_common::{
+    counter::Counter,
+    event,
+    map::NAMESPACE_SERVED,
+    policy::{SETTINGS_MESH_ONLY, Settings},
+};
+use mesh_ebpf::{
+    listed::{is_judged, may_have},
+    verdict::Caller,
+};
 
 use crate::{caller, maps, report};
 
@@ -26,6 +35,17 @@ pub fn sock_create(ctx: &SockContext) -> i32 {
     // SAFETY: the kernel passes a valid context.
     if unsafe { (*ctx.sock).protocol } == IPPROTO_MPTCP {
         return refuse(settings);
+    }
+    // SAFETY: the kernel passes a valid context.
+    let (kind, protocol) = unsafe { ((*ctx.sock).type_, (*ctx.sock).protocol) };
+    if !is_judged(kind, protocol)
+        && let Some(settings) = settings
+        && settings.flags & SETTINGS_MESH_ONLY != 0
+    {
+        let caller = caller::caller(settings);
+        if !may_have(caller, kind, protocol) {
+            return deny(caller, protocol);
+        }
     }
     // SAFETY: the helper takes the program's own context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -60,6 +80,19 @@ fn is_due(netns: u64) -> bool {
         *at = now;
     }
     true
+}
+
+/// Says what socket(2) says to who lacks the capability for it.
+#[inline(always)]
+fn deny(caller: Caller, protocol: u32) -> i32 {
+    report::count(Counter::DeniedProtocol);
+    let mut event = report::by_caller(event::EVENT_DENIED, event::REASON_PROTOCOL);
+    event.protocol = protocol;
+    if let Caller::Workload { service, .. } = caller {
+        event.source = service;
+    }
+    report::emit(&event);
+    REFUSE
 }
 
 /// Says what a kernel without MPTCP says, upon which programs take TCP.

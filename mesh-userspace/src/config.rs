@@ -5,7 +5,9 @@
 mod advertise;
 mod container;
 mod document;
+mod egress;
 mod error;
+mod gateway;
 mod reload;
 mod rules;
 mod schema;
@@ -23,7 +25,9 @@ use std::{
 pub use crate::datapath::load::Limits;
 pub use advertise::discover as discover_advertise;
 pub use container::container_name;
+pub use egress::{EgressRule, EgressTarget, NamePattern, merged as merged_ports};
 pub use error::{ConfigError, Issue};
+pub use gateway::{ExternalAddress, GatewayConfig, unfit as unfit_for_gateway};
 pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
 pub use value::{PortRange, format_duration, parse_duration};
 
@@ -67,6 +71,8 @@ pub struct Config {
     pub catalog_limit: usize,
     /// No two have one name, announced port or mesh port.
     pub services: Vec<ServiceConfig>,
+    /// Named as no service is.
+    pub gateways: Vec<GatewayConfig>,
     pub exempt: Vec<Exemption>,
 }
 
@@ -170,6 +176,8 @@ pub struct ServiceConfig {
     pub selector: Selector,
     pub protected: Option<ProtectedPort>,
     pub egress: Egress,
+    /// What a `mesh-only` one may reach outside the mesh all the same; else empty.
+    pub egress_allow: Vec<EgressRule>,
 }
 
 /// The port that a service's program listens on.
@@ -270,7 +278,7 @@ impl Config {
 
     /// Returns every key that a configuration may have, as in `service.check.interval`.
     pub fn keys() -> BTreeSet<String> {
-        schema::read("[[service]]\n[[exempt]]\n", Path::new("")).1
+        schema::read("[[service]]\n[[service.egress_allow]]\n[[gateway]]\n[[exempt]]\n", Path::new("")).1
     }
 
     /// Whether this configuration may replace `self` in a running daemon; if not, the changed keys that need a restart.
@@ -295,6 +303,10 @@ impl Config {
     /// Returns the path of the embedded server's unix socket.
     pub fn api_socket(&self) -> PathBuf {
         self.run_dir.join("api.sock")
+    }
+
+    pub fn gateway(&self, name: &ServiceName) -> Option<&GatewayConfig> {
+        self.gateways.iter().find(|gateway| gateway.service == *name)
     }
 
     pub fn service(&self, name: &ServiceName) -> Option<&ServiceConfig> {

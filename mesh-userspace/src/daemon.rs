@@ -4,6 +4,8 @@
 //! client (disk cache, then live) → maps → listeners → admin socket. Nothing is let through that a part not started
 //! yet would have refused: until the maps say otherwise, the kernel denies.
 
+mod egress;
+mod gateways;
 mod kernel;
 mod listeners;
 mod namespaces;
@@ -18,7 +20,7 @@ mod whereabouts;
 use std::{
     collections::HashMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, TcpListener},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -56,10 +58,11 @@ use crate::{
     },
     dns::{self, Dns, Zones},
     identity::ServiceName,
-    proxy::{self, ProxyHandle, ProxySettings},
+    proxy::{self, InboundService, ProxyHandle, ProxySettings},
     state::{Mesh, MeshState},
     telemetry::{self, Telemetry},
 };
+use gateways::Gateways;
 use kernel::Kernel;
 use listeners::Listeners;
 use services::Services;
@@ -149,6 +152,9 @@ pub struct Daemon {
     sync: Mutex<Option<SyncHandle>>,
     embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
+    egress: egress::Lists,
+    /// Locked after `services`.
+    gateways: Mutex<Gateways>,
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
     namespaces: namespaces::Served,
@@ -182,7 +188,10 @@ impl Daemon {
         let whereabouts = Whereabouts::new(visitor.clone());
         let mut services = Services::new(whereabouts.clone());
         let inbound = services.apply(&config)?;
-        let (announce, announced) = watch::channel(Arc::new(services.announced(&config, &advertised)));
+        let mut gateways = Gateways::default();
+        let external = gateways.apply(&config)?;
+        let local = all_announced(&config, &services, &gateways, &advertised);
+        let (announce, announced) = watch::channel(Arc::new(local));
         let settings = listeners::client_settings(&config, main_address);
         // Returns when the disk cache was read: what it holds serves from here on.
         let sync = Sync::start(settings, mesh.clone(), announced)?;
@@ -198,17 +207,20 @@ impl Daemon {
             let engine = kernel.lock();
             (engine.host_netns(), engine.guards())
         };
+        let egress = egress::Lists::default();
+        egress.set(&config);
         proxy.add_outbound(host_netns, sockets.outbound)?;
         let dns = match sockets.names {
             Some(names) => {
                 let zones = Zones::new(config.dns.domains.clone(), config.dns.consul_domains.clone());
                 let dns = Dns::new(zones, mesh.clone(), Box::new(outlets.queries));
+                egress.connect(&dns, &kernel);
                 dns.add(host_netns, names, dns::Opener::Here)?;
                 Some(dns)
             }
             None => None,
         };
-        proxy.set_inbound(services.inbound(inbound))?;
+        proxy.set_inbound(all_inbound((&services, inbound), (&gateways, external)))?;
         let daemon = Arc::new(Self {
             config: ArcSwap::from_pointee(config),
             config_path,
@@ -223,6 +235,8 @@ impl Daemon {
             sync: Mutex::new(Some(sync)),
             embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
+            gateways: Mutex::new(gateways),
+            egress,
             announce,
             listeners,
             namespaces: namespaces::Served::default(),
@@ -235,6 +249,7 @@ impl Daemon {
             broken: AtomicBool::new(false),
         });
         tokio::spawn(daemon.clone().drive());
+        tokio::spawn(daemon.clone().follow_gateways());
         if let Some(visitor) = visitor {
             tokio::spawn(daemon.clone().follow_namespaces(visitor, whereabouts));
         }
@@ -279,8 +294,7 @@ impl Daemon {
             "draining; programs stay protected afterwards"
         );
         // Out of the catalog first, so that nobody dials; leafs and watches go on, so that a revocation still cuts.
-        let leaving = self.services().announced(&self.config(), &[]);
-        self.announce.send_replace(Arc::new(leaving));
+        self.announce();
         self.proxy.drain(deadline).await;
         if let Some(dns) = &self.dns {
             dns.shut_down().await;
@@ -308,6 +322,18 @@ impl Daemon {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn gateways(&self) -> MutexGuard<'_, Gateways> {
+        self.gateways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the control plane what this host serves now; that is nothing while it drains.
+    fn announce(&self) {
+        let (services, gateways) = (self.services(), self.gateways());
+        let advertised = if self.is_draining() { &[] } else { self.advertised.as_slice() };
+        let all = all_announced(&self.config(), &services, &gateways, advertised);
+        self.announce.send_replace(Arc::new(all));
+    }
+
     /// How much of the catalog is watched; `None` once the daemon stops.
     fn watched(&self) -> Option<Watched> {
         self.sync.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(SyncHandle::watched)
@@ -329,6 +355,9 @@ impl Daemon {
         for running in self.services().iter() {
             all.push((format!("inbound {}", running.name), format!("*:{}", running.mesh_port)));
         }
+        for running in self.gateways().iter() {
+            all.push((format!("inbound {}", running.config.service), format!("*:{}", running.mesh_port)));
+        }
         all.sort();
         all
     }
@@ -347,16 +376,23 @@ impl Daemon {
         }
         let changes = changes(&old, &new);
         {
-            let mut services = self.services();
+            let (mut services, mut gateways) = (self.services(), self.gateways());
             let inbound = services.apply(&new).map_err(|e| system(&e))?;
-            if let Err(error) = self.proxy.set_inbound(services.inbound(inbound)) {
+            let served = gateways.apply(&new).map_err(|e| system(&e)).and_then(|external| {
+                let all = all_inbound((&services, inbound), (&gateways, external));
+                self.proxy.set_inbound(all).map_err(|e| system(&e))
+            });
+            if let Err(error) = served {
                 // Back to what the proxy still serves.
                 let _ = services.apply(&old);
-                return Err(system(&error));
+                let _ = gateways.apply(&old);
+                return Err(error);
             }
             let rules = services::rules(&new, &self.own_cgroup);
+            self.egress.set(&new);
             self.kernel.lock().configure(services::kernel_view(&new), rules);
-            self.announce.send_replace(Arc::new(services.announced(&new, &self.advertised)));
+            let all = all_announced(&new, &services, &gateways, &self.advertised);
+            self.announce.send_replace(Arc::new(all));
         }
         if let (Some(embedded), Some(ca)) = (embedded, ca) {
             embedded.use_ca(ca).await.map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
@@ -393,6 +429,30 @@ impl Daemon {
     }
 }
 
+/// What the control plane is told of this host's services and gateways.
+fn all_announced(
+    config: &Config,
+    services: &Services,
+    gateways: &Gateways,
+    advertised: &[IpAddr],
+) -> Vec<LocalService> {
+    let mut all = services.announced(config, advertised);
+    all.extend(gateways.announced(config, advertised.first()));
+    all
+}
+
+type NewListeners = HashMap<ServiceName, TcpListener>;
+
+/// What the proxy serves, with the listeners that are new.
+fn all_inbound(
+    (services, inbound): (&Services, NewListeners),
+    (gateways, external): (&Gateways, NewListeners),
+) -> Vec<InboundService> {
+    let mut all = services.inbound(inbound);
+    all.extend(gateways.inbound(external));
+    all
+}
+
 /// One line for each service that came, went or changed.
 fn changes(old: &Config, new: &Config) -> Vec<String> {
     let mut lines = Vec::new();
@@ -409,6 +469,9 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
             .filter(|s| new.service(&s.name).is_none())
             .map(|s| format!("service {} removed", s.name)),
     );
+    if old.gateways != new.gateways {
+        lines.push("gateways changed".into());
+    }
     if old.exempt != new.exempt {
         lines.push("exemptions changed".into());
     }
@@ -428,6 +491,17 @@ impl Daemon {
         tracing::error!(?outcome, "the BPF maps are not followed any more: stopping");
         self.broken.store(true, Relaxed);
         self.stop.notify_one();
+    }
+
+    /// Announces the gateways anew when a name resolves to other addresses.
+    async fn follow_gateways(self: Arc<Self>) {
+        let mut moved = self.gateways().moved();
+        // What came before this looked.
+        moved.mark_changed();
+        while moved.changed().await.is_ok() {
+            let _one = self.reloading.lock().await;
+            self.announce();
+        }
     }
 
     async fn follow_namespaces(self: Arc<Self>, visitor: Visitor, whereabouts: Whereabouts) {

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod classify;
 pub mod desired;
 pub mod direct;
+pub mod egress;
 pub mod elsewhere;
 pub mod engine;
 pub mod events;

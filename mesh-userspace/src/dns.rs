@@ -11,6 +11,7 @@
 mod datagrams;
 mod domain;
 mod forward;
+mod gate;
 mod learned;
 mod sockets;
 mod stream;
@@ -21,7 +22,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -30,11 +31,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use domain::Domain;
 pub use forward::{Kind, Opener, Opening, Ready};
+pub use gate::{Gate, Leaving};
 pub use learned::{Learned, Observer};
 pub use sockets::Sockets;
 pub use zone::{Outcome, Transport, Zones};
 
 use crate::{identity::ServiceName, state::MeshState};
+use gate::Refusal;
 use learned::Observers;
 
 /// Queries of one workload in one namespace that may wait for servers at a time; more are dropped, as a full queue would.
@@ -65,11 +68,12 @@ pub struct Counters {
     forwarded: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Counters {
     /// Returns name and value of each.
-    pub fn list(&self) -> [(&'static str, u64); 4] {
+    pub fn list(&self) -> [(&'static str, u64); 5] {
         [
             // From the catalog.
             ("dns_answered", self.answered.load(Relaxed)),
@@ -79,6 +83,8 @@ impl Counters {
             ("dns_failed", self.failed.load(Relaxed)),
             // Too many at once, no message, or not diverted by the kernel.
             ("dns_dropped", self.dropped.load(Relaxed)),
+            // For names that the workload's list of what it may reach does not have.
+            ("dns_refused", self.refused.load(Relaxed)),
         ]
     }
 }
@@ -97,6 +103,7 @@ struct Shared {
     mesh: MeshState,
     routes: Box<dyn Routes>,
     observers: Observers,
+    gate: OnceLock<Gate>,
     counters: Counters,
     in_flight: Mutex<HashMap<(u64, ServiceName), u32>>,
 }
@@ -116,6 +123,7 @@ impl Dns {
             mesh,
             routes,
             observers: Observers::default(),
+            gate: OnceLock::new(),
             counters: Counters::default(),
             in_flight: Mutex::default(),
         };
@@ -130,6 +138,11 @@ impl Dns {
     /// Has `observer` called with what servers say, each time before the program hears it.
     pub fn observe(&self, observer: Observer) {
         self.shared.observers.add(observer);
+    }
+
+    /// Has each query that would leave the host asked of `gate` first; the first call counts.
+    pub fn guard(&self, gate: Gate) {
+        let _ = self.shared.gate.set(gate);
     }
 
     pub fn counters(&self) -> &Counters {
@@ -232,6 +245,15 @@ impl Drop for Admitted {
                 all.remove(&self.key);
             }
         }
+    }
+}
+
+impl Shared {
+    /// Returns what a program is told instead of having its query asked of the server; `None`: it may be asked.
+    fn refusal(&self, route: &Route, query: &[u8]) -> Option<Refusal> {
+        let refusal = gate::refusal(self.gate.get(), route, query)?;
+        count(&self.counters.refused);
+        Some(refusal)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! outbound:  program → listener → captured flow → decision → upstream (balance → dial → tls) → copy
-//! inbound:   mesh port → tls → decision → dial the program → copy
+//! inbound:   mesh port → tls → decision → dial the program, or the external service → copy
 //! guard:     a protected port, dialled around the mesh → reset
 //! ```
 //!
@@ -45,7 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use accept::accept_all;
 pub(crate) use audit::RateLimit;
 pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
-pub use inbound::{Dial, InboundService, Program, Reached};
+pub use inbound::{Dial, External, InboundService, Program, Reached};
 pub use outbound::{CapturedFlow, CapturedFlows};
 pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
 pub use socket::Keepalive;

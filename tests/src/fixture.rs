@@ -39,8 +39,9 @@ pub struct Scene {
     pub consul: String,
     /// Further top-level lines of both configurations.
     pub top: String,
-    /// Further sections of A's configuration.
+    /// Further sections of A's configuration, and of B's.
     pub sections: String,
+    pub sections_on_b: String,
     pub options: Options,
 }
 
@@ -55,6 +56,7 @@ impl Scene {
             consul: String::new(),
             top: String::new(),
             sections: String::new(),
+            sections_on_b: String::new(),
             options: Options::default(),
         }
     }
@@ -75,7 +77,7 @@ impl Scene {
     /// The same on hosts on which the programs run already.
     #[track_caller]
     pub fn start_on(self, net: Network, a: Host, b: Host) -> Mesh {
-        let Self { family, on_a, on_b, embedded, top, sections, .. } = self;
+        let Self { family, on_a, on_b, embedded, top, sections, sections_on_b, .. } = self;
         let config = |host: &Host, control_plane, services| Config {
             node: format!("host-{}", host.name),
             advertise: host.ip(family),
@@ -87,7 +89,8 @@ impl Scene {
         let server = a.ip(family);
         let mut a_config = config(&a, ControlPlane::Embedded { lines: embedded }, on_a);
         a_config.sections = sections;
-        let b_config = config(&b, ControlPlane::Remote { server }, on_b);
+        let mut b_config = config(&b, ControlPlane::Remote { server }, on_b);
+        b_config.sections = sections_on_b;
         let a = Meshnode::start(a, a_config);
         share_ca(&a, &b);
         let b = Meshnode::start(b, b_config);
@@ -118,7 +121,7 @@ impl Scene {
     /// Starts the daemons of two hosts that have a Consul agent each.
     #[track_caller]
     pub fn start_beside_agents(self, net: Network, a: Host, b: Host) -> Mesh {
-        let Self { family, on_a, on_b, consul, top, sections, .. } = self;
+        let Self { family, on_a, on_b, consul, top, sections, sections_on_b, .. } = self;
         let config = |host: &Host, services, sections| Config {
             node: format!("host-{}", host.name),
             advertise: host.ip(family),
@@ -127,7 +130,7 @@ impl Scene {
             top: top.clone(),
             sections,
         };
-        let (a_config, b_config) = (config(&a, on_a, sections), config(&b, on_b, String::new()));
+        let (a_config, b_config) = (config(&a, on_a, sections), config(&b, on_b, sections_on_b));
         let (a, b) = (Meshnode::start(a, a_config), Meshnode::start(b, b_config));
         Mesh { a, b, net, family }
     }

@@ -128,6 +128,9 @@ fn services(registry: &mut Registry, report: &StatusReport) {
     for service in &report.services {
         healthy.get_or_create(&of(&service.name)).set((service.health == "passing").into());
     }
+    for gateway in &report.gateways {
+        healthy.get_or_create(&of(&gateway.service)).set((gateway.health == "passing").into());
+    }
     let (instances, serving) = (Values::<OfService>::default(), Values::<OfService>::default());
     for service in &report.virtual_services {
         let value = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

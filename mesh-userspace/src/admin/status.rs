@@ -51,6 +51,8 @@ pub struct StatusReport {
     pub workloads: Vec<WorkloadStatus>,
     /// Services of this host that have a port.
     pub services: Vec<ServiceStatus>,
+    /// Services outside the mesh that this host offers to it.
+    pub gateways: Vec<GatewayStatus>,
     /// Services that have virtual IPs, this host's or others'.
     pub virtual_services: Vec<VirtualServiceStatus>,
     /// Live flows.
@@ -124,6 +126,8 @@ pub struct WorkloadStatus {
     pub processes: u64,
     /// `passthrough` or `mesh-only`.
     pub egress: String,
+    /// What a `mesh-only` one may reach outside the mesh all the same, in words.
+    pub egress_allow: Vec<String>,
     pub exempt: bool,
     /// Services with an instance that an intention lets it connect to, in order; the first [`MOST_ALLOWED`] of them.
     pub allowed: Vec<String>,
@@ -144,6 +148,22 @@ pub struct ServiceStatus {
     pub mesh_port: Option<u16>,
     /// `passing`, `warning`, `critical`, or `unknown`.
     pub health: String,
+}
+
+/// A service outside the mesh for which this host is a gateway.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GatewayStatus {
+    pub service: String,
+    /// As it is configured.
+    pub address: String,
+    /// What that means now; empty while a name does not resolve.
+    pub resolved: Vec<SocketAddr>,
+    pub mesh_port: u16,
+    /// `passing` or `critical`.
+    pub health: String,
+    /// Why it is critical.
+    pub reason: Option<String>,
 }
 
 /// A service by its virtual IPs.

@@ -1,4 +1,4 @@
-//! What SIGHUP may change: services, exemptions, a given CA, the log filter, the drain deadline. All else is
+//! What SIGHUP may change: services, gateways, exemptions, a given CA, the log filter, the drain deadline. All else is
 //! bound to things that live as long as the daemon: listeners, pins, the store, the control-plane session.
 
 use super::{Config, ControlPlane, Embedded};
@@ -23,6 +23,7 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         control_plane,
         catalog_limit,
         services: _,
+        gateways: _,
         exempt: _,
     } = old;
     let mut changed: Vec<String> = [

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    PortRange, ServiceConfig,
+    GatewayConfig, PortRange, ServiceConfig,
     document::Document,
     error::{Located, Location},
 };
@@ -133,6 +133,22 @@ pub(super) fn room_for(
             at,
             format_args!("address.mesh_ports ({range}) has no port left for it; accepted: a wider range"),
         );
+    }
+}
+
+/// Notes at the first gateway for which the services and the gateways before it leave no mesh port.
+pub(super) fn room_for_gateways(
+    document: &Document<'_>,
+    range: &PortRange,
+    services: &[ServiceConfig],
+    gateways: &[Located<GatewayConfig>],
+) {
+    let listening = services.iter().filter(|service| service.protected.is_some()).count();
+    let left = range.ports().count().saturating_sub(listening);
+    if let Some(gateway) = gateways.get(left) {
+        let message =
+            format_args!("address.mesh_ports ({range}) has no port left for it; accepted: a wider range");
+        document.note(&gateway.at, message);
     }
 }
 

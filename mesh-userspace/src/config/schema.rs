@@ -10,10 +10,11 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, DnsConfig, Egress, Embedded,
-    Exemption, Expose, GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost,
-    Selector, ServiceConfig, WhenDown,
+    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, DnsConfig, Egress,
+    EgressRule, EgressTarget, Embedded, Exemption, Expose, ExternalAddress, GatewayConfig, GuardMode, Limits,
+    ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector, ServiceConfig, WhenDown,
     document::{Document, Section},
+    egress,
     error::{Located, Location},
     rules,
     value::{self, DURATION, absolute, format_duration, parse_duration},
@@ -73,7 +74,11 @@ fn root(section: Section<'_>) -> Option<Config> {
     let mut claims = rules::Claims::new(section.document);
     let (listen, address) = (listen(&section, &mut claims), address(&section));
     let (control_plane, catalog_limit) = control_plane(&section, &mut claims);
-    let services = services(&section, &address.mesh_ports, &mut claims);
+    let mut names = rules::Names::new(section.document);
+    let services = services(&section, &address.mesh_ports, &mut claims, &mut names);
+    let gateways = gateways(&section, &address.mesh_ports, &mut claims, &mut names);
+    rules::room_for_gateways(section.document, &address.mesh_ports, &services, &gateways);
+    let gateways = gateways.into_iter().map(|gateway| gateway.value).collect();
     let (limits, dns) = (limits(&section), dns(&section));
     let exempt = section.sections("exempt").into_iter().filter_map(exemption).collect();
     section.finish();
@@ -96,6 +101,7 @@ fn root(section: Section<'_>) -> Option<Config> {
         control_plane: control_plane?,
         catalog_limit,
         services,
+        gateways,
         exempt,
     })
 }
@@ -416,13 +422,13 @@ fn services(
     root: &Section<'_>,
     mesh_ports: &PortRange,
     claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
 ) -> Vec<ServiceConfig> {
     let document = root.document;
     let mut services = Vec::new();
-    let mut names = rules::Names::new(document);
     for section in root.sections("service") {
         let at = section.at().clone();
-        if let Some(service) = service(section, mesh_ports, claims, &mut names) {
+        if let Some(service) = service(section, mesh_ports, claims, names) {
             services.push(service);
         }
         rules::room_for(document, &at, mesh_ports, &services);
@@ -446,10 +452,65 @@ fn service(
         "egress",
         &[(Egress::Passthrough.as_str(), Egress::Passthrough), (Egress::MeshOnly.as_str(), Egress::MeshOnly)],
     );
-    section.finish();
     let egress = egress.map_or(Egress::Passthrough, |egress| egress.value);
+    let egress_allow = egress_allow(&section, egress);
+    section.finish();
     let name = names.claim(name?);
-    Some(ServiceConfig { name, selector, protected, egress })
+    Some(ServiceConfig { name, selector, protected, egress, egress_allow })
+}
+
+fn egress_allow(section: &Section<'_>, mode: Egress) -> Vec<EgressRule> {
+    let mut rules = Vec::new();
+    for section in section.sections("egress_allow") {
+        let (document, at) = (section.document, section.at().clone());
+        if mode != Egress::MeshOnly {
+            document
+                .note(&at, "only with egress = \"mesh-only\"; with \"passthrough\" everything is allowed");
+        }
+        let Some(rule) = egress_rule(section) else { continue };
+        let fitted = egress::fits(&rules);
+        rules.push(rule);
+        if fitted && !egress::fits(&rules) {
+            let most = mesh_common::egress::EGRESS_RANGES;
+            document.note(
+                &at,
+                format_args!("accepted: at most {most} different port ranges in one service's list"),
+            );
+        }
+    }
+    rules
+}
+
+fn egress_rule(section: Section<'_>) -> Option<EgressRule> {
+    const CIDR: &str = "a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or one address";
+    const HOST: &str = "a host name, or \"*.\" and the end of one";
+    let cidr = section.text("cidr", CIDR, egress::network);
+    let host = section.text("name", HOST, str::parse);
+    let found =
+        section.texts("ports", "a port such as \"443\" or a range such as \"8000-8100\"", egress::ports);
+    let ports = if section.has("ports") {
+        found.into_iter().map(|range| range.value).collect()
+    } else {
+        vec![egress::ALL_PORTS]
+    };
+    let (tcp, udp) = (mesh_common::egress::EGRESS_TCP, mesh_common::egress::EGRESS_UDP);
+    let protocols = section.choice("protocol", &[("tcp", tcp), ("udp", udp), ("both", tcp | udp)]);
+    let to = match (cidr, host) {
+        (Some(network), None) => Some(EgressTarget::Network(network.value)),
+        (None, Some(host)) => Some(EgressTarget::Name(host.value)),
+        (Some(_), Some(host)) => {
+            section.document.note(&host.at, "found besides cidr; accepted: one of cidr, name");
+            None
+        }
+        (None, None) => {
+            if !section.has("cidr") && !section.has("name") {
+                section.missing("cidr", &format!("{CIDR}; or `name`, {HOST}"));
+            }
+            None
+        }
+    };
+    section.finish();
+    Some(EgressRule { to: to?, ports, protocols: protocols.map_or(tcp | udp, |both| both.value) })
 }
 
 fn protected_port(
@@ -465,10 +526,7 @@ fn protected_port(
     let modes = [GuardMode::Strict, GuardMode::Permissive].map(|mode| (mode.as_str(), mode));
     let guard = section.choice("guard", &modes);
     let mesh_port = section.port("mesh_port", 1..=u16::MAX);
-    let check = section.section("check");
-    let enabled = check.boolean("enabled").is_none_or(|enabled| enabled.value);
-    let interval = duration(&check, "interval", Duration::from_secs(1), Duration::from_secs(3600));
-    check.finish();
+    let check_interval = check(section);
 
     let Some(port) = port else {
         if !section.has("port") {
@@ -504,8 +562,55 @@ fn protected_port(
         address: address.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.value),
         guard: guard.map_or(GuardMode::Strict, |guard| guard.value),
         mesh_port,
-        check_interval: enabled.then(|| interval.unwrap_or(Duration::from_secs(10))),
+        check_interval,
     })
+}
+
+/// Returns the gateways, each with its place.
+fn gateways(
+    root: &Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
+) -> Vec<Located<GatewayConfig>> {
+    let found = root.sections("gateway").into_iter().filter_map(|section| {
+        let at = section.at().clone();
+        gateway(section, mesh_ports, claims, names).map(|value| Located { value, at })
+    });
+    found.collect()
+}
+
+fn gateway(
+    section: Section<'_>,
+    mesh_ports: &PortRange,
+    claims: &mut rules::Claims<'_>,
+    names: &mut rules::Names<'_>,
+) -> Option<GatewayConfig> {
+    let service = section.text("service", NAME, |text| text.parse::<ServiceName>());
+    if !section.has("service") {
+        section.missing("service", NAME);
+    }
+    let address = section.text("address", ExternalAddress::FORMS, str::parse);
+    if !section.has("address") {
+        section.missing("address", ExternalAddress::FORMS);
+    }
+    let mesh_port = section.port("mesh_port", 1..=u16::MAX).map(|port| {
+        rules::inside_mesh_range(section.document, &port, mesh_ports);
+        claims.claim(port)
+    });
+    let check_interval = check(&section);
+    section.finish();
+    let service = names.claim(service?);
+    Some(GatewayConfig { service, address: address?.value, mesh_port, check_interval })
+}
+
+/// Returns how often it is checked; `None` when that is off.
+fn check(section: &Section<'_>) -> Option<Duration> {
+    let check = section.section("check");
+    let enabled = check.boolean("enabled").is_none_or(|enabled| enabled.value);
+    let interval = duration(&check, "interval", Duration::from_secs(1), Duration::from_secs(3600));
+    check.finish();
+    enabled.then(|| interval.unwrap_or(Duration::from_secs(10)))
 }
 
 fn selector(section: &Section<'_>) -> Selector {

@@ -335,6 +335,78 @@ fn a_service_has_the_defaults_of_the_documentation() {
 }
 
 #[test]
+fn a_gateway_is_taken_with_defaults_and_each_mistake_in_one_is_named() {
+    let good = "[[gateway]]\nservice = \"billing-db\"\naddress = \"10.9.9.9:5432\"\n";
+    let expected = GatewayConfig {
+        service: "billing-db".parse().unwrap(),
+        address: ExternalAddress::Literal("10.9.9.9:5432".parse().unwrap()),
+        mesh_port: None,
+        check_interval: Some(Duration::from_secs(10)),
+    };
+    assert_eq!(parse(good).unwrap().gateways, [expected]);
+    for (more, said) in [
+        ("", "gateway[0].service: missing; accepted: 1 to 63"),
+        ("service = \"x\"\n", "gateway[0].address: missing; accepted: ADDRESS:PORT or NAME:PORT"),
+        ("service = \"x\"\naddress = \"10.9.9.9\"", "(the port is missing)"),
+        ("service = \"x\"\naddress = \"127.0.0.1:1\"", "a program of this host is a [[service]]"),
+        (
+            "service = \"x\"\naddress = \"h:1\"\nmesh_port = 9",
+            "gateway[0].mesh_port: found 9; accepted: a port of",
+        ),
+        ("service = \"x\"\naddress = \"h:1\"\nport = 9", "gateway[0].port: unknown key"),
+    ] {
+        let found = mistakes(&format!("[[gateway]]\n{more}")).join("\n");
+        assert!(found.contains(said), "{more:?}: {found}");
+    }
+    let twice = mistakes(&format!("[[service]]\nname = \"billing-db\"\n{good}")).join("\n");
+    assert!(twice.contains("gateway[0].service: found \"billing-db\" again"), "{twice}");
+    let tight =
+        format!("[address]\nmesh_ports = \"21000-21000\"\n[[service]]\nname = \"a\"\nport = 1\n{good}");
+    assert!(
+        mistakes(&tight).join("\n").contains("gateway[0]: address.mesh_ports (21000-21000) has no port left")
+    );
+}
+
+#[test]
+fn an_egress_list_is_read_and_each_mistake_in_one_is_named() {
+    let of = |rule: &str| {
+        format!("[[service]]\nname = \"a\"\negress = \"mesh-only\"\n[[service.egress_allow]]\n{rule}")
+    };
+    let words = |rule: &str| parse(&of(rule)).unwrap().services[0].egress_allow[0].to_string();
+    for (rule, expected) in [
+        (
+            "cidr = \"10.0.0.0/8\"\nports = [\"443\", \"8000-8100\"]\nprotocol = \"tcp\"",
+            "10.0.0.0/8 443,8000-8100 tcp",
+        ),
+        ("cidr = \"10.1.2.3\"\nports = \"53\"\nprotocol = \"udp\"", "10.1.2.3/32 53 udp"),
+        ("name = \"*.Example.com\"", "*.example.com all ports tcp+udp"),
+    ] {
+        assert_eq!(words(rule), expected);
+    }
+    for (rule, said) in [
+        ("", "service[0].egress_allow[0].cidr: missing; accepted: a network such as"),
+        ("cidr = \"10.0.0.1/8\"", "(bits after the prefix are not zero)"),
+        ("cidr = \"::ffff:10.0.0.1\"", "(IPv4 is written as IPv4)"),
+        (
+            "cidr = \"::/0\"\nname = \"a\"",
+            "egress_allow[0].name: found besides cidr; accepted: one of cidr, name",
+        ),
+        ("name = \"10.0.0.1\"", "(an address is written as cidr)"),
+        ("cidr = \"::/0\"\nports = [\"0\"]", "egress_allow[0].ports[0]: found \"0\""),
+        ("cidr = \"::/0\"\nports = []", "found an empty array"),
+        ("cidr = \"::/0\"\nprotocol = \"icmp\"", "accepted: \"tcp\", \"udp\", \"both\""),
+    ] {
+        let found = mistakes(&of(rule)).join("\n");
+        assert!(found.contains(said), "{rule:?}: {found}");
+    }
+    let open = "[[service]]\nname = \"a\"\n[[service.egress_allow]]\ncidr = \"::/0\"";
+    assert!(mistakes(open).join("\n").contains("only with egress = \"mesh-only\""));
+    let ports: Vec<String> = (1..=33).map(|n| format!("\"{}\"", n * 2)).collect();
+    let many = of(&format!("cidr = \"::/0\"\nports = [{}]", ports.join(", ")));
+    assert!(mistakes(&many).join("\n").contains("at most 32 different port ranges in one service's list"));
+}
+
+#[test]
 fn the_example_loads_and_documents_each_key() {
     // Every key stands in the example, set or commented out: uncommented, it is the whole schema and no more.
     parse(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
@@ -415,12 +487,14 @@ fn almost_configuration() -> impl Strategy<Value = String> {
     let headers = [
         "[[service]]",
         "[[exempt]]",
+        "[[gateway]]",
         "[address]",
         "[listen]",
         "[control_plane]",
         "[control_plane.embedded]",
         "[control_plane.embedded.expose]",
         "[service.check]",
+        "[[service.egress_allow]]",
         "[",
     ];
     let line = prop_oneof![

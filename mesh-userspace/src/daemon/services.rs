@@ -48,6 +48,8 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             name: s.name.clone(),
             port: s.protected.as_ref().map(|p| p.port),
             announce_port: s.protected.as_ref().and_then(|p| p.announce_port),
+            egress: s.egress_allow.clone(),
+            mesh_only: s.egress == Egress::MeshOnly,
             address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
         })
@@ -133,6 +135,7 @@ impl Services {
         }
         let mut taken: Vec<u16> =
             config.services.iter().filter_map(|s| s.protected.as_ref()?.mesh_port).collect();
+        taken.extend(config.gateways.iter().filter_map(|gateway| gateway.mesh_port));
         let keeps = |running: &Running, wanted: &ProtectedPort| {
             running.settings == *wanted || wanted.mesh_port.is_none_or(|port| port == running.mesh_port)
         };
@@ -145,7 +148,7 @@ impl Services {
                 Some(running) if running.settings == *wanted => continue,
                 Some(running) if keeps(running, wanted) => running.mesh_port,
                 _ => {
-                    let listener = bind_mesh_port(config, &service.name, wanted, &taken)?;
+                    let listener = bind_mesh_port(config, &service.name, wanted.mesh_port, &taken)?;
                     let port = listener.local_addr().map_or(0, |a| a.port());
                     taken.push(port);
                     listeners.insert(service.name.clone(), listener);
@@ -220,10 +223,10 @@ fn run(name: ServiceName, settings: ProtectedPort, mesh_port: u16, whereabouts: 
     Running { name, mesh_port, programs, health, settings, check }
 }
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// While a program is not there, it is tried this often, so that a start is seen soon.
-const CHECK_RETRY: Duration = Duration::from_secs(1);
+pub const CHECK_RETRY: Duration = Duration::from_secs(1);
 
 /// Dials the program again and again; says `Passing` while it accepts.
 async fn check(programs: Arc<Programs>, interval: Option<Duration>, health: watch::Sender<Health>) {
@@ -251,13 +254,14 @@ async fn check(programs: Arc<Programs>, interval: Option<Duration>, health: watc
     }
 }
 
-fn bind_mesh_port(
+/// Returns the listener of a service's mesh port: at `wanted`, or at one of the configured range that is not `taken`.
+pub fn bind_mesh_port(
     config: &Config,
     service: &ServiceName,
-    wanted: &ProtectedPort,
+    wanted: Option<u16>,
     taken: &[u16],
 ) -> Result<TcpListener, ServiceError> {
-    if let Some(port) = wanted.mesh_port {
+    if let Some(port) = wanted {
         return listen_everywhere(port).map_err(|source| ServiceError::MeshPort {
             service: service.clone(),
             port,

@@ -9,8 +9,8 @@ use super::{Daemon, namespaces::Guarded, virtual_ips};
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-        FlowState, FlowStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport, Timestamp,
-        UncapturedStatus, WorkloadStatus,
+        FlowState, FlowStatus, GatewayStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport,
+        Timestamp, UncapturedStatus, WorkloadStatus,
     },
     config::{Config, Egress},
     control_plane::{Health, late_at},
@@ -60,6 +60,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .collect(),
         workloads: workloads(&config, &cgroups, &daemon.mesh.load()),
         services: services(daemon, &config),
+        gateways: gateways(daemon),
         virtual_services: virtual_ips::services(&mesh),
         flows,
         uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
@@ -159,6 +160,7 @@ fn workloads(config: &Config, cgroups: &[WorkloadCgroup], mesh: &Mesh) -> Vec<Wo
                 cgroups: own.iter().map(|c| c.cgroup.clone()).collect(),
                 processes: own.iter().map(|c| c.processes as u64).sum(),
                 egress: if service.egress == Egress::MeshOnly { "mesh-only" } else { "passthrough" }.into(),
+                egress_allow: service.egress_allow.iter().map(ToString::to_string).collect(),
                 exempt: false,
                 allowed: allowed(mesh, &callable, &service.name),
             }
@@ -213,6 +215,29 @@ fn services(daemon: &Daemon, config: &Config) -> Vec<ServiceStatus> {
             })
         })
         .collect()
+}
+
+fn gateways(daemon: &Daemon) -> Vec<GatewayStatus> {
+    let running = daemon.gateways();
+    let mut all: Vec<_> = running
+        .iter()
+        .map(|gateway| {
+            let (health, reason) = match &*gateway.health.borrow() {
+                Health::Passing => ("passing", None),
+                Health::Critical(why) => ("critical", Some(why.clone())),
+            };
+            GatewayStatus {
+                service: gateway.config.service.to_string(),
+                address: gateway.config.address.to_string(),
+                resolved: gateway.addresses.borrow().clone(),
+                mesh_port: gateway.mesh_port,
+                health: health.into(),
+                reason,
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| a.service.cmp(&b.service));
+    all
 }
 
 fn flow(report: &FlowReport) -> FlowStatus {

@@ -8,17 +8,24 @@ use std::{
 
 use mesh_common::{
     addr::{Addr, AddrRange, Endpoint, Port},
+    egress::EgressRules,
     policy::{
         DESTINATION_HERE, DESTINATION_PERMISSIVE, Destination, HostAddrKey, Name, POLICY_ALLOW,
-        PROTECTED_ELSEWHERE, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey,
+        PROTECTED_ELSEWHERE, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey, SETTINGS_MESH_ONLY,
         SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, VIRTUAL_LOCAL, VIRTUAL_SERVED,
         Virtual, Workload,
     },
 };
 
-use super::{classify::Classified, elsewhere::Elsewhere, names::Names};
+use super::{
+    classify::Classified,
+    egress::{self, Learnt, Subject},
+    elsewhere::Elsewhere,
+    names::Names,
+};
 use crate::{
     catalog::{Catalog, InstanceHealth, IpRange, Placed, VirtualIps},
+    config::EgressRule,
     identity::ServiceName,
     intention::Intentions,
     state::Mesh,
@@ -35,6 +42,9 @@ pub struct LocalService {
     /// Where its program is dialled, with that port.
     pub address: IpAddr,
     pub permissive: bool,
+    pub mesh_only: bool,
+    /// What it may reach outside the mesh all the same, if it is `mesh-only`.
+    pub egress: Vec<EgressRule>,
 }
 
 impl LocalService {
@@ -55,6 +65,7 @@ pub struct View<'a> {
     pub elsewhere: Option<&'a Elsewhere>,
     pub host_netns: u64,
     pub same_host_mtls: bool,
+    pub learnt: &'a Learnt,
     /// `SETTINGS_DNS*`.
     pub resolving: u32,
     pub mesh: &'a Mesh,
@@ -74,6 +85,7 @@ pub struct Desired {
     pub host_addrs: HashMap<HostAddrKey, u32>,
     /// What the maps hold of other network namespaces than the host's stays as it is.
     pub keep_elsewhere: bool,
+    pub egress: HashMap<Subject, EgressRules>,
     pub settings: Settings,
 }
 
@@ -195,9 +207,16 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
         policy: moved.policy.then(|| policy(view.mesh, &local, &known, id)),
         host_addrs: host_addrs(view),
         keep_elsewhere: view.elsewhere.is_none(),
+        egress: view
+            .services
+            .iter()
+            .filter(|s| s.mesh_only)
+            .flat_map(|s| egress::entries(id(&s.name), &s.name, &s.egress, view.learnt))
+            .collect(),
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
                 | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 }
+                | if view.services.iter().any(|s| s.mesh_only) { SETTINGS_MESH_ONLY } else { 0 }
                 | view.resolving,
             pad: 0,
             classified_up_to: view.classified_up_to,
@@ -363,6 +382,8 @@ mod tests {
             address: "127.0.0.1".parse().unwrap(),
             announce_port: None,
             permissive: false,
+            mesh_only: false,
+            egress: Vec::new(),
         }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
@@ -375,6 +396,7 @@ mod tests {
             elsewhere,
             host_netns: 1,
             same_host_mtls: false,
+            learnt: &Learnt::default(),
             resolving: 0,
             mesh,
         };

@@ -24,6 +24,7 @@ use super::{
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, Seen, View, desired},
     direct::{Direct, DirectMap, monotonic},
+    egress::Learnt,
     elsewhere::Elsewhere,
     events::{KernelLog, Recent},
     flows::{self, FlowMap},
@@ -86,6 +87,8 @@ pub struct Engine {
     node: String,
     services: Vec<LocalService>,
     same_host_mtls: bool,
+    /// What the daemon's DNS told `mesh-only` workloads.
+    learnt: Learnt,
     resolving: u32,
     degraded: Vec<String>,
     /// Why the maps could not be written last time.
@@ -167,6 +170,7 @@ impl Engine {
             node: settings.node,
             services: settings.services,
             same_host_mtls,
+            learnt: Learnt::default(),
             resolving: settings.names,
             degraded,
             trouble: None,
@@ -278,6 +282,7 @@ impl Engine {
             elsewhere: self.elsewhere.as_ref(),
             host_netns: self.netns,
             same_host_mtls: self.same_host_mtls,
+            learnt: &self.learnt,
             resolving: self.resolving,
             mesh,
         };
@@ -292,6 +297,24 @@ impl Engine {
         Ok(self.cut() || self.tables.shrunk())
     }
 
+    /// Lets `service`, if it is `mesh-only` and its list has `name`, reach `addresses`, as it is about to be told, for `ttl`
+    /// (a minute at least). What finds no room is denied.
+    pub fn let_reach(&mut self, service: &ServiceName, name: &str, addresses: &[IpAddr], ttl: Duration) {
+        let Some(local) = self.services.iter().find(|s| s.mesh_only && s.name == *service) else { return };
+        let Some(id) = self.names.id(service) else { return };
+        if !local.egress.iter().any(|rule| rule.is_for(name)) {
+            return;
+        }
+        let now = Instant::now();
+        for address in addresses.iter().map(IpAddr::to_canonical) {
+            let noted = self.learnt.note(service, name, address, ttl, now);
+            let entry = self.learnt.entry(id, service, &local.egress, address).filter(|_| noted);
+            if !entry.is_some_and(|(subject, rules)| self.tables.egress.write(subject, rules)) {
+                tracing::warn!(%service, name, %address, "no room for an address that the list allows: it is denied");
+            }
+        }
+    }
+
     pub fn allows(&self, pair: PolicyKey) -> bool {
         self.tables.allows(pair)
     }
@@ -303,6 +326,8 @@ impl Engine {
 
     /// Removes records of connections that never came to be.
     pub fn sweep(&mut self) {
+        // The reconcile that follows takes their entries out of the map.
+        self.learnt.expire(Instant::now());
         self.direct.sweep();
         // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
         let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);

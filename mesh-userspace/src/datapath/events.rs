@@ -44,6 +44,8 @@ pub struct Report {
     pub reason: &'static str,
     /// What the intention that decided says about it, where there is something to explain.
     pub detail: Option<String>,
+    /// `IPPROTO_*`; 0 where it is not told.
+    pub protocol: u32,
     /// The numbers of source and destination.
     pub pair: PolicyKey,
     pub source: Option<ServiceName>,
@@ -73,6 +75,7 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
     }
     // SAFETY: the length was checked, and an `Event` is plain integers: any bytes are one, aligned or not.
     let event = unsafe { raw.as_ptr().cast::<Event>().read_unaligned() };
+    let reason = event.reason;
     let kind = match event.kind {
         event::EVENT_DENIED => Kind::Denied,
         event::EVENT_WOULD_DENY => Kind::WouldDeny,
@@ -88,7 +91,9 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         kind,
         at,
         reason: event::reason_text(event.reason),
-        detail: None,
+        detail: matches!(reason, event::REASON_MESH_ONLY | event::REASON_PROTOCOL)
+            .then(|| protocol_text(event.protocol)),
+        protocol: event.protocol,
         pair: PolicyKey { source: event.source, destination: event.destination },
         source: names.name(event.source),
         destination: names.name(event.destination),
@@ -102,6 +107,23 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         bytes_received: event.bytes_received,
         rtt_us: event.rtt_us,
     })
+}
+
+/// Returns the protocol's name, or its number (as in `/etc/protocols`).
+fn protocol_text(protocol: u32) -> String {
+    let name = match protocol {
+        0 => "-",
+        1 => "icmp",
+        6 => "tcp",
+        17 => "udp",
+        33 => "dccp",
+        58 => "icmpv6",
+        132 => "sctp",
+        136 => "udplite",
+        255 => "raw",
+        other => return format!("protocol {other}"),
+    };
+    name.to_owned()
 }
 
 /// The newest events, for `status`.
@@ -180,7 +202,7 @@ pub async fn follow(
                     if let (Kind::Denied | Kind::WouldDeny, Some(source), Some(destination)) =
                         (report.kind, &report.source, &report.destination)
                     {
-                        report.detail = (told.explain)(source, destination);
+                        report.detail = (told.explain)(source, destination).or(report.detail);
                     }
                     if report.kind == Kind::DirectOpened {
                         (told.opened)(report.pair);
@@ -240,9 +262,10 @@ fn audit(report: &Report, limit: &RateLimit) {
     let (source, destination) = (text(&report.source), text(&report.destination));
     let detail = report.detail.as_deref();
     let Report { reason, pid, program, local, remote, .. } = report;
+    let protocol = protocol_text(report.protocol);
     match report.kind {
         Kind::Denied => {
-            tracing::info!(target: AUDIT, decision = "deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect denied by the kernel");
+            tracing::info!(target: AUDIT, decision = "deny", reason, detail, source, destination, program, pid, protocol, original_dst = %remote, unlogged_before, "denied by the kernel");
         }
         Kind::WouldDeny => {
             tracing::info!(target: AUDIT, decision = "would-deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");

@@ -151,7 +151,8 @@ pub const HOOKS: [Hook; 13] = [
 pub(super) const GUARD: Hook =
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP };
 
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 17] = [
+    map::EGRESS,
     map::WORKLOADS,
     map::DESTINATIONS,
     map::VIRTUALS,

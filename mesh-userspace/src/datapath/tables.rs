@@ -22,7 +22,7 @@ use mesh_common::{
     },
 };
 
-use super::desired::Desired;
+use super::{desired::Desired, egress::EgressTable};
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,6 +104,7 @@ pub struct Tables {
     policy: Table<PolicyKey, u32>,
     host_addrs: Table<HostAddrKey, u32>,
     host_netns: u64,
+    pub(super) egress: EgressTable,
     names: Table<ServiceId, Name>,
     settings: Array<MapData, Settings>,
     current: Option<Settings>,
@@ -134,6 +135,7 @@ impl Tables {
             protected: Table::open(ebpf, map::PROTECTED)?,
             policy: Table::open(ebpf, map::POLICY)?,
             host_addrs: Table::open(ebpf, map::HOST_ADDRS)?,
+            egress: EgressTable::open(ebpf)?,
             names: Table::open(ebpf, map::NAMES)?,
             host_netns: before.host_netns,
             settings,
@@ -228,6 +230,9 @@ impl Tables {
         }
         if !self.incomplete.is_empty() {
             desired.settings.flags |= SETTINGS_INCOMPLETE;
+        }
+        if !self.egress.apply(&desired.egress) {
+            self.incomplete.push(map::EGRESS);
         }
         self.workloads.shrink(|key| desired.workloads.contains_key(key));
         // A cgroup that found no room stays unclassified: the mesh is denied to it, and to all younger ones.

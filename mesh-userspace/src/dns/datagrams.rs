@@ -14,7 +14,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn
 use tokio::{io::Interest, net::UdpSocket, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Namespace, Outcome, Transport, count, is_query};
+use super::{Namespace, Outcome, Refusal, Transport, count, is_query};
 
 const LARGEST_QUERY: usize = u16::MAX as usize;
 /// After an error of the socket's own.
@@ -70,6 +70,9 @@ fn take(
             return count(&shared.counters.failed);
         }
     };
+    if let Some(Refusal(answer)) = shared.refusal(&route, query) {
+        return answer.into_iter().for_each(|answer| reply(socket, ends, &answer));
+    }
     let Some(admitted) = shared.admit(namespace.netns, &route.service) else {
         return count(&shared.counters.dropped);
     };

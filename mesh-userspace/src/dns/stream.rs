@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Namespace, Outcome, Route, Shared, Transport, count, is_query};
+use super::{Namespace, Outcome, Refusal, Route, Shared, Transport, count, is_query};
 
 /// A connection that asks nothing is closed after this; a server that was asked has its own mind about it.
 const IDLE: Duration = Duration::from_secs(30);
@@ -63,6 +63,11 @@ async fn carry(namespace: &Namespace, program: TcpStream, route: &Route) -> io::
             return Err(io::ErrorKind::InvalidData.into());
         }
         if let Outcome::Answer(answer) = namespace.shared.answer(&query, Transport::Tcp) {
+            write(&mut *answers.lock().await, &answer).await?;
+            continue;
+        }
+        if let Some(Refusal(answer)) = namespace.shared.refusal(route, &query) {
+            let answer = answer.ok_or(io::ErrorKind::InvalidData)?;
             write(&mut *answers.lock().await, &answer).await?;
             continue;
         }

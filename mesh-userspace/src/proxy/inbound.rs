@@ -1,11 +1,12 @@
-//! From another host to a protected service of this one: authenticate, authorize, dial the program, copy.
+//! From another host to a protected service of this one, or to a service outside the mesh for which this host is the
+//! gateway: authenticate, authorize, dial the program, copy.
 
 use std::{
     fmt,
     io::{self, Write as _},
     net::SocketAddr,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -26,7 +27,7 @@ use crate::{
     tls::{self, Accepting, PeerError, READY},
 };
 
-/// A protected service of this host and its mesh port.
+/// A service that this host takes mTLS for, and its mesh port.
 #[derive(Debug)]
 pub struct InboundService {
     /// Which of the host's service instances it is; what [`ProxyHandle::set_inbound`](super::ProxyHandle::set_inbound)
@@ -46,15 +47,8 @@ pub enum Program {
     Here(SocketAddr),
     /// One of the programs that are wherever this finds them.
     Wherever(Arc<dyn Dial>),
-}
-
-impl Program {
-    fn address(&self) -> SocketAddr {
-        match self {
-            Self::Here(at) => *at,
-            Self::Wherever(programs) => programs.address(),
-        }
-    }
+    /// A service outside the mesh, for which this host is the gateway.
+    External(External),
 }
 
 /// The way to programs.
@@ -75,9 +69,31 @@ pub struct Reached {
     pub gone: CancellationToken,
 }
 
+impl Reached {
+    /// One that no network namespace's end takes away.
+    fn lasting(stream: TcpStream, at: SocketAddr) -> Self {
+        Self { stream, at, gone: CancellationToken::new() }
+    }
+}
+
+/// A service outside the mesh.
+#[derive(Clone, Debug)]
+pub struct External {
+    /// As it is configured.
+    pub address: Arc<str>,
+    /// What that means now, to be dialled in this order; empty while a name does not resolve.
+    pub found: Arc<ArcSwap<Vec<SocketAddr>>>,
+}
+
 impl From<SocketAddr> for Program {
     fn from(program: SocketAddr) -> Self {
         Self::Here(program)
+    }
+}
+
+impl From<External> for Program {
+    fn from(external: External) -> Self {
+        Self::External(external)
     }
 }
 
@@ -163,22 +179,52 @@ async fn accept(accepting: &Accepting, mesh: TcpStream) -> io::Result<TlsStream<
 }
 
 async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, Reason> {
-    let dialling = async {
-        match &target.program {
-            Program::Here(at) => {
-                let stream = TcpStream::connect(at).await?;
-                Ok(Reached { stream, at: *at, gone: CancellationToken::new() })
-            }
-            Program::Wherever(programs) => programs.dial().await,
+    let patience = shared.settings.connect_timeout;
+    let reached = match &target.program {
+        Program::Here(at) => {
+            flow.set_upstream(*at);
+            Reached::lasting(connect(*at, patience).await?, *at)
         }
+        Program::Wherever(programs) => {
+            let outcome = timeout(patience, programs.dial())
+                .await
+                .map_err(|_| Reason::ProgramTimeout)
+                .and_then(|dialled| dialled.map_err(|e| Reason::ProgramUnreachable(e.kind())));
+            flow.set_upstream(outcome.as_ref().map_or(programs.address(), |reached| reached.at));
+            outcome?
+        }
+        Program::External(external) => dial_external(shared, external, flow).await?,
     };
-    let outcome = timeout(shared.settings.connect_timeout, dialling)
-        .await
-        .map_err(|_| Reason::ProgramTimeout)
-        .and_then(|dialled| dialled.map_err(|e: io::Error| Reason::ProgramUnreachable(e.kind())));
-    flow.set_upstream(outcome.as_ref().map_or(target.program.address(), |reached| reached.at));
-    let reached = outcome?;
     socket::prepare(&reached.stream, shared.settings.keepalive)
         .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
     Ok(reached)
+}
+
+/// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.
+async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Result<Reached, Reason> {
+    let addresses = external.found.load_full();
+    let mut failed = Reason::ExternalUnresolved(external.address.clone());
+    let patience =
+        shared.settings.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    for (nth, address) in addresses.iter().enumerate() {
+        match connect(*address, patience).await {
+            Ok(stream) => {
+                flow.set_upstream(*address);
+                return Ok(Reached::lasting(stream, *address));
+            }
+            Err(reason) if nth == 0 => failed = reason,
+            Err(_) => {}
+        }
+    }
+    if let Some(first) = addresses.first() {
+        flow.set_upstream(*first);
+    }
+    Err(failed)
+}
+
+async fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream, Reason> {
+    timeout(patience, TcpStream::connect(address))
+        .await
+        .map_err(|_| Reason::ProgramTimeout)?
+        .map_err(|e| Reason::ProgramUnreachable(e.kind()))
 }

@@ -72,6 +72,8 @@ pub enum Reason {
     ProgramUnreachable(io::ErrorKind),
     #[error("the program that serves it did not accept in time")]
     ProgramTimeout,
+    #[error("the external service's name does not resolve: {0}")]
+    ExternalUnresolved(std::sync::Arc<str>),
     #[error("a protected port was dialled around the mesh")]
     Guarded,
     #[error("{0}")]
@@ -123,6 +125,7 @@ names! {
     "not-ready": Self::NotReady,
     "program-unreachable": Self::ProgramUnreachable(_),
     "program-timeout": Self::ProgramTimeout,
+    "external-unresolved": Self::ExternalUnresolved(_),
     "guarded": Self::Guarded,
     "untrusted-chain": Self::Peer(PeerError::UntrustedChain { .. }),
     "self-signed": Self::Peer(PeerError::SelfSigned { .. }),

@@ -1,6 +1,7 @@
 //! One host with meshnode, one with a foreign proxy: Consul's built-in one, or Envoy as Consul configures it. Both
 //! directions, allowed and denied, under a real Consul and under the embedded server.
 
+mod gateway;
 mod identity;
 mod inward;
 mod outward;

@@ -215,6 +215,7 @@ fn ports(config: &Config, running: bool) -> Finding {
         wanted.extend(embedded.expose.iter().map(|expose| expose.listen));
     }
     let mesh_ports = config.services.iter().filter_map(|service| service.protected.as_ref()?.mesh_port);
+    let mesh_ports = mesh_ports.chain(config.gateways.iter().filter_map(|gateway| gateway.mesh_port));
     wanted.extend(mesh_ports.map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))));
     wanted.retain(|address| address.port() != 0);
     let taken: Vec<String> = wanted

@@ -78,6 +78,7 @@ async fn token(api: &Client, config: &Config) -> Finding {
 /// which succeeds proves little.
 async fn lacking(api: &Client, config: &Config) -> Option<Finding> {
     let services = config.services.iter().map(|service| (&service.name, service.protected.is_some()));
+    let services = services.chain(config.gateways.iter().map(|gateway| (&gateway.service, true)));
     let lacks = permission::missing(api, services).await.ok()??;
     if lacks.is_empty() {
         return Some(Finding::ok("token", "grants all that the services of this host need"));

@@ -16,7 +16,9 @@ pub fn report(report: &StatusReport, style: Style) -> String {
     let mut text = header(report, style);
     let sections = [
         section("WORKLOADS", report.workloads.len(), workloads(report, style), style),
+        section("EGRESS", egress_rules(report).count(), egress(report, style), style),
         section("SERVICES", report.services.len(), services(report, style), style),
+        section("GATEWAYS", report.gateways.len(), gateways(report, style), style),
         section("VIRTUAL IPS", report.virtual_services.len(), virtual_services(report, style), style),
         section("FLOWS", report.flows.len(), flows(&report.flows, "no flow is live", style), style),
         section("UNCAPTURED", report.uncaptured.len(), uncaptured(report, style), style),
@@ -123,6 +125,23 @@ fn workloads(report: &StatusReport, style: Style) -> String {
     table.render(style)
 }
 
+fn egress_rules(report: &StatusReport) -> impl Iterator<Item = (&str, &str)> {
+    report.workloads.iter().flat_map(|workload| {
+        workload.egress_allow.iter().map(|rule| (workload.service.as_str(), rule.as_str()))
+    })
+}
+
+/// What `mesh-only` workloads may reach all the same.
+fn egress(report: &StatusReport, style: Style) -> String {
+    let mut table = Table::new(&["SERVICE", "MAY ALSO REACH"], &[1]);
+    let mut rows = egress_rules(report).peekable();
+    if rows.peek().is_none() {
+        return String::new();
+    }
+    rows.for_each(|(service, rule)| table.row([service.into(), rule.into()]));
+    table.render(style)
+}
+
 fn services(report: &StatusReport, style: Style) -> String {
     if report.services.is_empty() {
         return String::new();
@@ -131,17 +150,42 @@ fn services(report: &StatusReport, style: Style) -> String {
     for service in &report.services {
         let address = std::net::SocketAddr::new(service.address, service.port).to_string();
         let guard = if service.guard == "strict" { Colour::Plain } else { Colour::Warning };
-        let health = match service.health.as_str() {
-            "passing" => Colour::Good,
-            "critical" => Colour::Bad,
-            _ => Colour::Warning,
-        };
         table.row([
             service.name.as_str().into(),
             address.into(),
             Cell::coloured(&service.guard, guard),
             service.mesh_port.map_or("-".to_owned(), |port| port.to_string()).into(),
-            Cell::coloured(&service.health, health),
+            Cell::coloured(&service.health, of_health(&service.health)),
+        ]);
+    }
+    table.render(style)
+}
+
+fn of_health(health: &str) -> Colour {
+    match health {
+        "passing" => Colour::Good,
+        "critical" => Colour::Bad,
+        _ => Colour::Warning,
+    }
+}
+
+fn gateways(report: &StatusReport, style: Style) -> String {
+    if report.gateways.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["SERVICE", "EXTERNAL", "NOW AT", "MESH PORT", "HEALTH"], &[0, 2, 4]);
+    for gateway in &report.gateways {
+        let now: Vec<String> = gateway.resolved.iter().map(|address| address.ip().to_string()).collect();
+        let health = match &gateway.reason {
+            Some(why) => format!("{}: {why}", gateway.health),
+            None => gateway.health.clone(),
+        };
+        table.row([
+            gateway.service.as_str().into(),
+            gateway.address.as_str().into(),
+            if now.is_empty() { "-".into() } else { now.join(" ").into() },
+            gateway.mesh_port.to_string().into(),
+            Cell::coloured(health, of_health(&gateway.health)),
         ]);
     }
     table.render(style)

@@ -65,6 +65,7 @@ fn fixture() -> StatusReport {
             cgroups: vec!["/system.slice/nginx.service".into(), "/system.slice/php.service".into()],
             processes: 9,
             egress: "passthrough".into(),
+            egress_allow: Vec::new(),
             exempt: false,
             allowed: vec!["db".into()],
         }],
