@@ -7,10 +7,13 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 14] = [
+const TEST: [&str; 23] = [
     "curl",
+    "golang-go",
     "iperf3",
     "iproute2",
+    "libpython3.11-testsuite",
+    "mariadb-server",
     "nginx-light",
     "openssh-client",
     "openssh-server",
@@ -18,20 +21,29 @@ const TEST: [&str; 14] = [
     "postgresql",
     "procps",
     "python3",
+    "python3-aiosmtpd",
+    "python3-grpcio",
+    "python3-websockets",
     "redis-server",
     "redis-tools",
+    "rsync",
+    "tcl",
     "tcpdump",
     "util-linux",
+    "vsftpd",
 ];
 
 const VM: [&str; 5] = ["busybox-static", "cpio", "kmod", "qemu-system-x86", "xz-utils"];
 
 /// Services that installing `TEST` would leave to be started at the next boot.
-const SERVICES: [(&str, &str); 4] = [
+const SERVICES: [(&str, &str); 7] = [
+    ("mariadb-server", "mariadb.service"),
     ("nginx-light", "nginx.service"),
     ("openssh-server", "ssh.service"),
     ("postgresql", "postgresql.service"),
     ("redis-server", "redis-server.service"),
+    ("rsync", "rsync.service"),
+    ("vsftpd", "vsftpd.service"),
 ];
 
 /// Installs those of the packages for `purpose` that are missing.
