@@ -1,10 +1,28 @@
 //! The service catalog as the data plane needs it: where the instances are, and how to reach them in the mesh.
 
+mod range;
+mod virtual_ips;
+
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub use range::IpRange;
+pub use virtual_ips::{Stored as StoredVirtualIps, VirtualIp, VirtualIps, VirtualRanges};
+
 use crate::identity::ServiceName;
+
+/// What the catalog says of an instance's checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstanceHealth {
+    /// None is critical.
+    #[default]
+    Passing,
+    /// It left the catalog a while ago: nobody says that it is ill, and nobody that it is there.
+    Gone,
+    Critical,
+}
 
 /// One instance of a service that takes mTLS, passing or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +37,15 @@ pub struct Instance {
     pub address: SocketAddr,
     /// Where it takes mTLS: its connect proxy's address and port.
     pub mesh: SocketAddr,
+    #[serde(default)]
+    pub health: InstanceHealth,
+    /// Its share of a virtual IP's connections, compared with the service's other instances; at least 1.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Every known instance, by the address that programs dial.

@@ -28,6 +28,7 @@ pub use selector::{CgroupGlob, ContainerRef, Selector, SelectorError, UnitName};
 pub use value::{PortRange, format_duration, parse_duration};
 
 use crate::{
+    catalog::VirtualRanges,
     control_plane::{ApiAccess, embedded::CaFiles},
     identity::{ServiceName, TrustDomain},
     intention::Action,
@@ -87,6 +88,7 @@ pub struct AddressConfig {
     /// The first is the main one; empty: [`discover_advertise`].
     pub advertise: Vec<IpAddr>,
     pub mesh_ports: PortRange,
+    pub virtual_ranges: VirtualRanges,
 }
 
 /// Ports of the outbound and guard listeners on loopback; 0 is any free one.

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, VirtualIps},
     identity::{Leaf, Roots, ServiceName},
     intention::Intentions,
 };
@@ -23,6 +23,8 @@ pub struct Mesh {
     pub catalog: Option<Arc<Catalog>>,
     /// `None` until read once.
     pub intentions: Option<Arc<Intentions>>,
+    /// What addresses mean services; of each service that this host has heard of.
+    pub virtual_ips: Arc<VirtualIps>,
     /// Since when the control plane does not answer; `None` while it does.
     pub stale_since: Option<SystemTime>,
 }

@@ -35,6 +35,8 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         ("log_format", *log_format != new.log_format),
         ("address.advertise", address.advertise != new.address.advertise),
         ("address.mesh_ports", address.mesh_ports != new.address.mesh_ports),
+        ("address.virtual_ipv4", address.virtual_ranges.v4 != new.address.virtual_ranges.v4),
+        ("address.virtual_ipv6", address.virtual_ranges.v6 != new.address.virtual_ranges.v6),
         ("control_plane.catalog_limit", *catalog_limit != new.catalog_limit),
         ("limits", *limits != new.limits),
         ("listen.outbound_port", listen.outbound_port != new.listen.outbound_port),

@@ -82,6 +82,17 @@ impl<'d> Names<'d> {
     }
 }
 
+/// This host's own address means this host.
+pub(super) fn not_virtual(document: &Document<'_>, own: &Located<IpAddr>, key: &str) {
+    document.note(
+        &own.at,
+        format_args!(
+            "found {}, which is in address.{key}; accepted: another address, or another range",
+            own.value
+        ),
+    );
+}
+
 /// A service's own port must not be one that is given out to mesh listeners.
 pub(super) fn outside_mesh_range(document: &Document<'_>, port: &Located<u16>, range: &PortRange) {
     if range.contains(port.value) {

@@ -47,6 +47,18 @@ fn each_mistake_has_its_place_its_key_what_was_found_and_what_is_accepted() {
             "m.toml:2:14: address.mesh_ports: found \"9-1\"; accepted: a range",
         ),
         (
+            "[address]\nvirtual_ipv4 = \"8.8.0.0/16\"",
+            "m.toml:2:16: address.virtual_ipv4: found \"8.8.0.0/16\"; accepted: \"off\", or a prefix of 8 to 24 bits",
+        ),
+        (
+            "[address]\nvirtual_ipv6 = \"10.0.0.0/8\"",
+            "m.toml:2:16: address.virtual_ipv6: found \"10.0.0.0/8\"; accepted: \"off\", or a prefix of 32 to 112 bits",
+        ),
+        (
+            "[address]\nadvertise = \"240.240.1.1\"",
+            "m.toml:2:13: address.advertise: found 240.240.1.1, which is in address.virtual_ipv4; accepted: another",
+        ),
+        (
             "[listen]\noutbound_port = 65536",
             "m.toml:2:17: listen.outbound_port: found 65536; accepted: an integer from 0 to 65535",
         ),
@@ -319,7 +331,7 @@ fn the_example_loads_and_documents_each_key() {
             continue;
         }
         let Some((key, _)) = line.split_once(" = ") else { continue };
-        if !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+        if !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
             documented.insert(if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") });
         }
     }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use crate::catalog::IpRange;
+
 /// What a duration looks like, for messages.
 pub(super) const DURATION: &str = "a duration such as \"500ms\", \"10s\", \"5m\", \"1h30m\"";
 
@@ -98,6 +100,41 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, &'static str> {
     Ok(path.components().collect())
 }
 
+/// Returns the range for virtual IPs that `text` writes; `None` for "off".
+pub(super) fn virtual_range(text: &str, v4: bool) -> Result<Option<IpRange>, &'static str> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let range: IpRange = text.parse()?;
+    let (homes, prefixes): (&[&str], _) = if v4 {
+        (
+            &[
+                "240.0.0.0/4",
+                "198.18.0.0/15",
+                "100.64.0.0/10",
+                "10.0.0.0/8",
+                "172.16.0.0/12",
+                "192.168.0.0/16",
+            ],
+            8..=24,
+        )
+    } else {
+        (&["fc00::/7"], 32..=112)
+    };
+    if range.first().is_ipv4() != v4 {
+        return Err("it is of the other family");
+    }
+    if !prefixes.contains(&range.prefix()) {
+        return Err("a longer prefix has too few addresses, a shorter one takes more than a mesh needs");
+    }
+    let mut homes = homes.iter().map(|home| home.parse::<IpRange>().expect("invariant: they are ranges"));
+    if homes.any(|home| home.contains(range.first())) {
+        Ok(Some(range))
+    } else {
+        Err("others' addresses may be in it")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -122,6 +159,29 @@ mod tests {
         for text in ["", "1", "2-1", "0-5", "1-65536", "a-b", "-"] {
             assert!(text.parse::<PortRange>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_virtual_range_is_big_enough_and_nobody_elses() {
+        for (text, v4, fits) in [
+            ("240.240.0.0/16", true, true),
+            ("10.9.0.0/16", true, true),
+            ("10.0.0.0/8", true, true),
+            ("100.64.0.0/10", true, true),
+            ("10.9.9.0/25", true, false),
+            ("8.8.0.0/16", true, false),
+            ("127.0.0.0/8", true, false),
+            ("224.0.0.0/8", true, false),
+            ("fd00::/64", true, false),
+            ("fd6d:6573:6800::/64", false, true),
+            ("fd00::/120", false, false),
+            ("2001:db8::/64", false, false),
+            ("fe80::/64", false, false),
+            ("10.0.0.0/8", false, false),
+        ] {
+            assert_eq!(virtual_range(text, v4).is_ok(), fits, "{text}");
+        }
+        assert_eq!(virtual_range("off", true), Ok(None));
     }
 
     proptest! {

@@ -171,6 +171,17 @@ pub struct Service {
     pub proxy: Proxy,
     #[serde(deserialize_with = "nullable")]
     pub connect: Connect,
+    /// Consul's own where a registration says nothing.
+    #[serde(deserialize_with = "nullable", skip_serializing)]
+    pub weights: Weights,
+}
+
+/// How much of a service's traffic an instance takes, by its health; 0 where nobody said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Weights {
+    pub passing: i64,
+    pub warning: i64,
 }
 
 impl Service {

@@ -35,6 +35,8 @@ pub enum Item {
     Roots,
     Catalog,
     Intentions,
+    /// The virtual IPs that services were given. They follow the services' names: whoever told of a service, it keeps them.
+    VirtualIps,
     /// Ids of the services that this host registered.
     Registered,
     Leaf(crate::identity::ServiceName),
@@ -83,6 +85,7 @@ impl Cache {
             Item::Roots => self.dir.join("roots.json"),
             Item::Catalog => self.dir.join("catalog.json"),
             Item::Intentions => self.dir.join("intentions.json"),
+            Item::VirtualIps => self.dir.join("virtual-ips.json"),
             Item::Registered => self.dir.join("registered.json"),
             // A service's name has no slash and begins with a letter or digit.
             Item::Leaf(name) => self.dir.join("leafs").join(format!("{name}.json")),
@@ -127,7 +130,7 @@ impl Cache {
             Ok(envelope) => envelope,
             Err(source) => return Err(CacheError::Json { path, source }),
         };
-        if envelope.control_plane != self.control_plane {
+        if envelope.control_plane != self.control_plane && *item != Item::VirtualIps {
             return Err(CacheError::Foreign { path, found: envelope.control_plane });
         }
         Ok(Some((envelope.data, envelope.saved_at)))

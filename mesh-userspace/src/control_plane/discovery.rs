@@ -6,7 +6,8 @@
 //! alone knows the whole and publishes it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use super::{
     api::{HealthEntry, ServicesAnswer},
     cache::Item,
     client::ApiError,
-    join::{Found, Joined, Place, join, preferred},
+    join::{Found, Joined, Place, consul_ip, join, preferred},
     linger::Lingering,
     link::Part,
     scope::{Known, Listing, Scope, Watched, scope},
@@ -27,7 +28,7 @@ use super::{
     watch::{Lines, Permits, Watch},
 };
 use crate::{
-    catalog::{Catalog, Instance},
+    catalog::{Catalog, Instance, VirtualIps},
     identity::ServiceName,
     intention::Intentions,
 };
@@ -61,6 +62,8 @@ struct Entry {
     /// From the last complete pair of answers, or from the cache; `None` before.
     found: Option<Vec<Found>>,
     live: bool,
+    /// The virtual IP that Consul itself gave it.
+    consul_ip: Option<Ipv4Addr>,
     unusable: Vec<String>,
     /// What keeps `proxies` and `plain` current.
     proxies_watch: Option<AbortOnDropHandle<()>>,
@@ -92,6 +95,9 @@ struct Discovery {
     /// Something changed since the last look at what there is to publish.
     dirty: bool,
     lingering: Lingering,
+    /// Those that have virtual IPs: watched, called, or of this host.
+    named: BTreeSet<ServiceName>,
+    virtual_ips: VirtualIps,
     /// Runs until the first instance that lingers is given up.
     timer: Option<AbortOnDropHandle<()>>,
 }
@@ -130,6 +136,7 @@ impl Discovery {
             let entry = services.entry(instance.service.clone()).or_default();
             entry.found.get_or_insert_default().push(Found { instance, passing: true });
         }
+        let virtual_ips = VirtualIps::clone(&shared.state.load().virtual_ips);
         let lingering = Lingering::since(cached.as_deref().unwrap_or_default());
         Self {
             shared,
@@ -149,6 +156,8 @@ impl Discovery {
             published: cached,
             dirty: true,
             lingering,
+            named: BTreeSet::new(),
+            virtual_ips,
             timer: None,
         }
     }
@@ -238,6 +247,7 @@ impl Discovery {
             self.watch_proxies(name);
         }
         self.tell(&scope);
+        self.named = scope.services.iter().chain(&scope.upstreams).chain(&self.local).cloned().collect();
         self.dirty = true;
     }
 
@@ -323,10 +333,31 @@ impl Discovery {
         for reason in joined.unusable.iter().filter(|reason| !entry.unusable.contains(reason)) {
             tracing::warn!(service = %name, reason, "an instance is left out of the mesh; traffic to it is not protected");
         }
+        entry.consul_ip = entry.proxies.iter().chain(&entry.plain).flatten().find_map(consul_ip);
         entry.unusable = joined.unusable;
         self.dirty |= !entry.live || entry.found.as_ref() != Some(&joined.found);
         entry.found = Some(joined.found);
         entry.live = true;
+    }
+
+    /// Sees to it that each service has its virtual IPs, and publishes them if there are new ones.
+    fn name_services(&mut self) {
+        let mut given = false;
+        if self.virtual_ips.are_wanted(&self.named) {
+            let ranges = *self.virtual_ips.ranges();
+            let instances = self.services.values().filter_map(|entry| entry.found.as_ref()).flatten();
+            let addresses = instances.map(|found| found.instance.address.ip());
+            let taken: HashSet<_> = addresses.filter(|ip| ranges.contains(*ip)).collect();
+            given = self.virtual_ips.allocate(&self.named, |ip| taken.contains(&ip));
+        }
+        if given {
+            self.shared.cache.save(Item::VirtualIps, self.virtual_ips.stored());
+        }
+        let consul = self.services.iter().filter_map(|(name, entry)| Some((entry.consul_ip?, name.clone())));
+        if self.virtual_ips.set_consul(consul) || given {
+            let all = Arc::new(self.virtual_ips.clone());
+            self.shared.state.update(|mesh| mesh.virtual_ips = Arc::clone(&all));
+        }
     }
 
     /// Publishes what is known, if it is the whole and differs; returns whether it did.
@@ -334,6 +365,7 @@ impl Discovery {
         if !std::mem::take(&mut self.dirty) {
             return false;
         }
+        self.name_services();
         self.complete |= self.planned && self.services.values().all(|entry| entry.found.is_some());
         if !self.complete {
             return false;

@@ -2,14 +2,17 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use super::{
     api::{CONNECT_PROXY, Check, HealthEntry, Node, Service},
     settings::Tenancy,
 };
-use crate::{catalog::Instance, identity::ServiceName};
+use crate::{
+    catalog::{Instance, InstanceHealth},
+    identity::ServiceName,
+};
 
 /// An instance, and whether all of its checks pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +97,8 @@ fn instance(
         namespace: namespace.unwrap_or_else(|| "default".to_owned()),
         address: main,
         mesh,
+        health: health(&program.checks, &end.checks),
+        weight: weight(program),
     };
     let passing = passes(&program.checks) && passes(&end.checks);
     let others = further_addresses(&program.service, &program.node, own_node).filter(|other| *other != main);
@@ -112,6 +117,11 @@ fn further_addresses(service: &Service, node: &Node, own_node: &str) -> impl Ite
     })
 }
 
+/// Returns the virtual IP that Consul (1.11 and later) gave the service of `entry`.
+pub fn consul_ip(entry: &HealthEntry) -> Option<Ipv4Addr> {
+    entry.service.tagged_addresses.get("consul-virtual")?.address.parse().ok()
+}
+
 fn program<'a>(plain: &[&'a HealthEntry], end: &HealthEntry) -> Option<&'a HealthEntry> {
     let id = &end.service.proxy.destination_service_id;
     plain
@@ -120,6 +130,18 @@ fn program<'a>(plain: &[&'a HealthEntry], end: &HealthEntry) -> Option<&'a Healt
         .filter(|p| id.is_empty() || p.service.id == *id)
         .copied()
         .min_by(|a, b| a.service.id.cmp(&b.service.id))
+}
+
+/// A warning is no reason to stay away, as with Consul's own proxies.
+fn health(program: &[Check], end: &[Check]) -> InstanceHealth {
+    let critical = |check: &Check| !matches!(check.status.as_str(), "passing" | "warning");
+    if program.iter().chain(end).any(critical) { InstanceHealth::Critical } else { InstanceHealth::Passing }
+}
+
+fn weight(program: &HealthEntry) -> u32 {
+    let weights = &program.service.weights;
+    let weight = if passes(&program.checks) { weights.passing } else { weights.warning };
+    u32::try_from(weight).unwrap_or(0).max(1)
 }
 
 fn passes(checks: &[Check]) -> bool {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::catalog::Instance;
+use crate::catalog::{Instance, InstanceHealth};
 
 /// How long. The datapath keeps a destination that left as long (`datapath::tables`).
 pub const LINGER: Duration = Duration::from_secs(600);
@@ -43,6 +43,7 @@ impl Lingering {
         let claimed: HashSet<SocketAddr> = found.iter().map(|i| i.address).collect();
         let left = self.present.drain().filter(|(_, instance)| instance.node != own_node);
         for (address, instance) in left {
+            let instance = Instance { health: instance.health.max(InstanceHealth::Gone), ..instance };
             self.gone.entry(address).or_insert((instance, now + linger));
         }
         self.gone.retain(|address, (_, until)| !claimed.contains(address) && now < *until);
@@ -71,7 +72,13 @@ mod tests {
             namespace: "default".to_owned(),
             address: address.parse().unwrap(),
             mesh: "10.0.0.2:21000".parse().unwrap(),
+            health: InstanceHealth::Passing,
+            weight: 1,
         }
+    }
+
+    fn gone(instance: &Instance) -> [Instance; 1] {
+        [Instance { health: InstanceHealth::Gone, ..instance.clone() }]
     }
 
     #[test]
@@ -81,8 +88,8 @@ mod tests {
         assert_eq!(all.with(vec![db.clone()], "a", LINGER, start).len(), 1);
         assert_eq!(all.until(), None);
         let soon = start + Duration::from_secs(1);
-        assert_eq!(all.with(vec![], "a", LINGER, soon), std::slice::from_ref(&db));
-        assert_eq!(all.with(vec![], "a", LINGER, soon + LINGER / 2), std::slice::from_ref(&db));
+        assert_eq!(all.with(vec![], "a", LINGER, soon), gone(&db));
+        assert_eq!(all.with(vec![], "a", LINGER, soon + LINGER / 2), gone(&db));
         assert_eq!(all.until(), Some(soon + LINGER));
         assert_eq!(all.with(vec![], "a", LINGER, soon + LINGER), []);
         assert_eq!(all.until(), None);
@@ -95,7 +102,7 @@ mod tests {
         all.with(vec![db.clone()], "a", LINGER, start);
         all.with(vec![], "a", LINGER, start);
         assert_eq!(all.with(vec![db.clone()], "a", LINGER, start + LINGER / 2), std::slice::from_ref(&db));
-        assert_eq!(all.with(vec![], "a", LINGER, start + LINGER), [db]);
+        assert_eq!(all.with(vec![], "a", LINGER, start + LINGER), gone(&db));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{address::ApiAddress, token::TokenSource};
-use crate::identity::ServiceName;
+use crate::{catalog::VirtualRanges, identity::ServiceName};
 
 /// What answers at the address, which decides how leafs are got and on whose behalf agent calls are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -52,6 +52,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How long an instance that left the catalog is still served: [`super::LINGER`].
     pub linger: Duration,
+    /// What virtual IPs are taken from.
+    pub virtual_ranges: VirtualRanges,
 }
 
 /// Where the API is, and what it takes to be let in.

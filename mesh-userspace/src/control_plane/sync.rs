@@ -28,7 +28,7 @@ use super::{
     trust,
 };
 use crate::{
-    catalog::{Catalog, Instance},
+    catalog::{Catalog, Instance, StoredVirtualIps, VirtualIps},
     state::MeshState,
 };
 
@@ -191,6 +191,12 @@ fn fill_from_cache(shared: &Shared, local: &[LocalService]) -> Cached {
         .into_iter()
         .map(|(name, (leaf, stored))| ((name.clone(), Arc::new(leaf)), (name, stored)))
         .unzip();
+    let virtual_ips = shared.stored.load::<StoredVirtualIps>(&Item::VirtualIps).map(|(stored, _)| stored);
+    let mut virtual_ips =
+        VirtualIps::restore(shared.settings.virtual_ranges, virtual_ips.unwrap_or_default());
+    virtual_ips.allocate(local.iter().map(|s| &s.name), |_| false);
+    let virtual_ips = Arc::new(virtual_ips);
+    shared.state.update(|mesh| mesh.virtual_ips = Arc::clone(&virtual_ips));
     let catalog = instances
         .as_ref()
         .map(|(list, _)| Arc::new(Catalog::new(list.iter().cloned(), &shared.settings.node)));

@@ -25,6 +25,7 @@ pub fn settings(address: &str) -> Settings {
         state_dir: PathBuf::from("/nonexistent"),
         // What leaves is gone at once, so that tests see it go.
         linger: std::time::Duration::ZERO,
+        virtual_ranges: crate::config::Config::default().address.virtual_ranges,
     }
 }
 

@@ -143,5 +143,6 @@ pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
         catalog_limit: config.catalog_limit,
         state_dir: config.state_dir.clone(),
         linger: LINGER,
+        virtual_ranges: config.address.virtual_ranges,
     }
 }

@@ -5,9 +5,9 @@
 //! the last of the workloads' processes is gone.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -15,6 +15,7 @@ use std::{
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use mesh_common::map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::{MissedTickBehavior, interval, sleep},
@@ -22,9 +23,10 @@ use tokio::{
 
 use super::{
     kernel::Kernel,
-    visitor::{Opened, Visitor},
+    listeners::is_absent,
+    visitor::{Cgroups, Visitor},
 };
-use crate::proxy::ProxyHandle;
+use crate::{datapath::host, proxy::ProxyHandle};
 
 /// How often one looks without having been told: nothing tells that a process left a namespace.
 const LOOK: Duration = Duration::from_secs(5);
@@ -76,21 +78,26 @@ pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, serve
         starts.watch(&cgroups);
         let started = Instant::now();
         failed.retain(|_, at| at.elapsed() < RETRY);
-        let known: HashSet<u64> = served.lock().keys().chain(failed.keys()).copied().collect();
-        let Some(visit) = visitor.visit(cgroups, known).await else {
+        let Some(sight) = visitor.look(cgroups).await else {
             return Err(io::Error::other("the thread that enters network namespaces has ended"));
         };
-        for opened in visit.opened {
-            let inode = opened.inode;
-            if let Err(error) = add(&kernel, proxy, &served, opened) {
-                refuse(&mut failed, inode, &error);
+        for inode in sight.elsewhere.keys() {
+            if failed.contains_key(inode) || served.lock().contains_key(inode) {
+                continue;
+            }
+            let added = match visitor.inside(*inode, open).await {
+                Ok(opened) => add(&kernel, proxy, &served, *inode, opened),
+                // It is gone again.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = added {
+                refuse(&mut failed, *inode, &error);
             }
         }
-        for (inode, error) in visit.failed {
-            refuse(&mut failed, inode, &error);
-        }
         // `status` takes the kernel's lock and then this one, so that both must not be held here.
-        let gone: Vec<_> = served.lock().extract_if(.., |inode, _| !visit.present.contains(inode)).collect();
+        let gone: Vec<_> =
+            served.lock().extract_if(.., |inode, _| !sight.elsewhere.contains_key(inode)).collect();
         for (inode, namespace) in gone {
             remove(&kernel, proxy, namespace.cookie);
             tracing::info!(namespace = inode, "a network namespace without workloads is left");
@@ -110,9 +117,52 @@ fn refuse(failed: &mut HashMap<u64, Instant>, inode: u64, error: &dyn std::fmt::
     failed.insert(inode, Instant::now());
 }
 
-fn add(kernel: &Kernel, proxy: &ProxyHandle, served: &Served, opened: Opened) -> anyhow::Result<()> {
-    let Opened { inode, cookie, sockets } = opened;
-    let listeners = serve(kernel, proxy, cookie, sockets).inspect_err(|_| remove(kernel, proxy, cookie))?;
+/// Sockets in a namespace that was not known before.
+struct Opened {
+    cookie: u64,
+    /// On loopback, one for each family that the namespace has.
+    outbound: Vec<TcpListener>,
+}
+
+/// Called in the namespace.
+fn open() -> io::Result<Opened> {
+    let outbound = listen()?;
+    Ok(Opened { cookie: host::cookie_of(&outbound[0])?, outbound })
+}
+
+/// Listens on loopback of the calling thread's namespace, whether it is up yet or not.
+fn listen() -> io::Result<Vec<TcpListener>> {
+    let mut sockets = vec![loopback(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?];
+    match loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()) {
+        Ok(v6) => sockets.push(v6),
+        // A namespace without IPv6: nobody in it dials IPv6.
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(sockets)
+}
+
+fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    if domain == Domain::IPV4 {
+        socket.set_freebind_v4(true)?;
+    } else {
+        socket.set_freebind_v6(true)?;
+    }
+    socket.bind(&SocketAddr::new(ip, 0).into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+fn add(
+    kernel: &Kernel,
+    proxy: &ProxyHandle,
+    served: &Served,
+    inode: u64,
+    opened: Opened,
+) -> anyhow::Result<()> {
+    let Opened { cookie, outbound } = opened;
+    let listeners = serve(kernel, proxy, cookie, outbound).inspect_err(|_| remove(kernel, proxy, cookie))?;
     tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
     served.lock().insert(inode, Namespace { cookie, listeners });
     Ok(())
@@ -159,17 +209,17 @@ impl Starts {
     }
 
     /// Watches exactly `cgroups`.
-    fn watch(&mut self, cgroups: &[PathBuf]) {
+    fn watch(&mut self, cgroups: &Cgroups) {
         let mut watches = self.inotify.get_ref().watches();
         self.watched.retain(|path, wd| {
-            let stays = cgroups.contains(path);
+            let stays = cgroups.contains_key(path);
             if !stays {
                 // The kernel took it away with the cgroup.
                 let _ = watches.remove(wd.clone());
             }
             stays
         });
-        for path in cgroups.iter().filter(|path| !self.watched.contains_key(*path)).collect::<Vec<_>>() {
+        for path in cgroups.keys().filter(|path| !self.watched.contains_key(*path)).collect::<Vec<_>>() {
             // A cgroup that is gone; the next look does without. Too many watches: the look every few seconds remains.
             if let Ok(wd) = watches.add(path.join("cgroup.events"), WatchMask::MODIFY) {
                 self.watched.insert(path.clone(), wd);

@@ -1,11 +1,13 @@
 //! The thread that looks into network namespaces and opens sockets there: the only one that keeps `CAP_SYS_ADMIN` (to
 //! enter) and `CAP_SYS_PTRACE` (to see where a process is).
+//!
+//! It holds a descriptor of each namespace, other than the host's, that a process of a workload is in, from one
+//! [`look`](Visitor::look) to the one that does not find any there: what keeps a namespace alive is let go with it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -13,38 +15,30 @@ use std::{
 
 use caps::Capability;
 use nix::sched::{CloneFlags, setns};
-use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
-use super::{listeners::is_absent, place};
-use crate::datapath::host;
+use super::place;
+use crate::identity::ServiceName;
 
 const KEPT: [Capability; 3] =
     [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH];
 
-/// The way to ask the thread; it ends when this is dropped.
-pub struct Visitor(mpsc::Sender<Ask>);
+/// The way to ask the thread; it ends when the last of these is dropped.
+#[derive(Clone)]
+pub struct Visitor(mpsc::Sender<Errand>);
 
-struct Ask {
-    cgroups: Vec<PathBuf>,
-    known: HashSet<u64>,
-    answer: oneshot::Sender<Visit>,
-}
+type Errand = Box<dyn FnOnce(&mut Home) + Send>;
 
-/// What the thread found.
-pub struct Visit {
-    /// Inode numbers of the network namespaces, other than the host's, that processes of the cgroups are in.
-    pub present: HashSet<u64>,
-    pub opened: Vec<Opened>,
-    pub failed: Vec<(u64, String)>,
-}
+/// Cgroups and whose they are; `None`: nobody's, though below somebody's.
+pub type Cgroups = HashMap<PathBuf, Option<ServiceName>>;
 
-/// Listeners in a namespace that was not known before.
-pub struct Opened {
-    pub inode: u64,
-    pub cookie: u64,
-    /// On loopback, one for each family that the namespace has.
-    pub sockets: Vec<TcpListener>,
+/// Where the processes of the workloads are.
+#[derive(Debug, Default)]
+pub struct Sight {
+    /// Those who have processes in the host's network namespace.
+    pub at_home: BTreeSet<ServiceName>,
+    /// Inode numbers of the other network namespaces, and who is in each.
+    pub elsewhere: BTreeMap<u64, BTreeSet<ServiceName>>,
 }
 
 impl Visitor {
@@ -53,116 +47,125 @@ impl Visitor {
     /// # Errors
     /// What is missing; namespaces other than the host's cannot be served then.
     pub fn start() -> anyhow::Result<Self> {
-        let (asks, asked) = mpsc::channel::<Ask>();
+        let (errands, asked) = mpsc::channel::<Errand>();
         let (ready, started) = mpsc::channel();
         std::thread::Builder::new().name("namespaces".into()).spawn(move || {
             let home =
                 place::keep_capabilities(&KEPT).map_err(anyhow::Error::from).and_then(|()| Ok(Home::open()?));
             match home {
-                Ok(home) => {
+                Ok(mut home) => {
                     let _ = ready.send(Ok(()));
-                    for Ask { cgroups, known, answer } in asked {
-                        // An asker that does not wait any more needs no answer.
-                        let _ = answer.send(home.visit(&cgroups, &known));
+                    for errand in asked {
+                        errand(&mut home);
                     }
                 }
                 Err(error) => drop(ready.send(Err(error))),
             }
         })?;
         started.recv()??;
-        Ok(Self(asks))
+        Ok(Self(errands))
     }
 
-    /// Looks where the processes of `cgroups` are, and opens listeners in the namespaces that are not `known`. `None`:
-    /// the thread is gone.
-    pub async fn visit(&self, cgroups: Vec<PathBuf>, known: HashSet<u64>) -> Option<Visit> {
+    /// Looks where the processes of `cgroups` are. `None`: the thread is gone.
+    pub async fn look(&self, cgroups: Cgroups) -> Option<Sight> {
+        self.ask(move |home| home.look(&cgroups)).await
+    }
+
+    /// Returns what `open` returns, called in the network namespace with the inode number `inode`, which the last look
+    /// found. It opens sockets and does no more: the thread has capabilities that nothing else of the daemon has.
+    ///
+    /// # Errors
+    /// Those of `open`; `NotFound`: the namespace is not there any more.
+    pub async fn inside<T: Send + 'static>(
+        &self,
+        inode: u64,
+        open: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let opened = self.ask(move |home| home.inside(inode, open)).await;
+        opened.unwrap_or_else(|| Err(io::Error::other("the thread that enters network namespaces has ended")))
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        errand: impl FnOnce(&mut Home) -> T + Send + 'static,
+    ) -> Option<T> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(Ask { cgroups, known, answer }).ok()?;
+        // An asker that does not wait any more needs no answer.
+        let errand: Errand = Box::new(move |home| drop(answer.send(errand(home))));
+        self.0.send(errand).ok()?;
         answered.await.ok()
     }
 }
 
-/// The host's own network namespace.
+/// The host's own network namespace, and the others that are known.
 struct Home {
     namespace: File,
     inode: u64,
+    others: BTreeMap<u64, File>,
 }
 
 impl Home {
     fn open() -> io::Result<Self> {
         let namespace = File::open("/proc/thread-self/ns/net")?;
-        Ok(Self { inode: namespace.metadata()?.ino(), namespace })
+        Ok(Self { inode: namespace.metadata()?.ino(), namespace, others: BTreeMap::new() })
     }
 
-    fn visit(&self, cgroups: &[PathBuf], known: &HashSet<u64>) -> Visit {
-        let mut found = HashMap::new();
-        for cgroup in cgroups {
-            namespaces_of(cgroup, &mut found);
+    fn look(&mut self, cgroups: &Cgroups) -> Sight {
+        let mut found: BTreeMap<u64, BTreeSet<ServiceName>> = BTreeMap::new();
+        for (cgroup, owner) in cgroups {
+            let Some(owner) = owner else { continue };
+            for_each_process(cgroup, cgroups, &mut |pid| {
+                // What ends meanwhile does not count.
+                if let Some(inode) = self.know(pid) {
+                    found.entry(inode).or_default().insert(owner.clone());
+                }
+            });
         }
-        found.remove(&self.inode);
-        let mut visit =
-            Visit { present: found.keys().copied().collect(), opened: Vec::new(), failed: Vec::new() };
-        for (inode, pid) in found.into_iter().filter(|(inode, _)| !known.contains(inode)) {
-            match self.open_in(inode, pid) {
-                Ok(opened) => visit.opened.extend(opened),
-                Err(error) => visit.failed.push((inode, error.to_string())),
-            }
-        }
-        visit
+        let at_home = found.remove(&self.inode).unwrap_or_default();
+        self.others.retain(|inode, _| found.contains_key(inode));
+        Sight { at_home, elsewhere: found }
     }
 
-    /// `None`: the process is gone, or has gone elsewhere.
-    fn open_in(&self, inode: u64, pid: u32) -> io::Result<Option<Opened>> {
-        let Ok(namespace) = File::open(format!("/proc/{pid}/ns/net")) else { return Ok(None) };
-        if namespace.metadata()?.ino() != inode {
-            return Ok(None);
+    /// Returns the inode number of the process's network namespace, which can be entered from here on.
+    fn know(&mut self, pid: u32) -> Option<u64> {
+        let path = format!("/proc/{pid}/ns/net");
+        let inode = fs::metadata(&path).ok()?.ino();
+        if inode == self.inode || self.others.contains_key(&inode) {
+            return Some(inode);
         }
+        // The process may have gone elsewhere since.
+        let namespace = File::open(&path).ok()?;
+        let inode = namespace.metadata().ok()?.ino();
+        if inode != self.inode {
+            self.others.insert(inode, namespace);
+        }
+        Some(inode)
+    }
+
+    fn inside<T>(&self, inode: u64, open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if inode == self.inode {
+            return open();
+        }
+        let Some(namespace) = self.others.get(&inode) else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no workload is in the network namespace"));
+        };
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-        let opened = listen();
+        let opened = open();
         // Whatever happened in there, the next visit starts from home.
         setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-        let (cookie, sockets) = opened?;
-        Ok(Some(Opened { inode, cookie, sockets }))
+        opened
     }
 }
 
-/// Notes a process for each network namespace that processes of the cgroup, or below it, are in. What ends meanwhile
-/// does not count.
-fn namespaces_of(cgroup: &Path, found: &mut HashMap<u64, u32>) {
+/// Tells of each process in the cgroup, or below it as far as no other of `cgroups` begins there.
+fn for_each_process(cgroup: &Path, cgroups: &Cgroups, tell: &mut impl FnMut(u32)) {
     let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    for pid in processes.lines().filter_map(|line| line.parse::<u32>().ok()) {
-        if let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/net")) {
-            found.insert(namespace.ino(), pid);
-        }
-    }
+    processes.lines().filter_map(|line| line.parse().ok()).for_each(&mut *tell);
     let below = fs::read_dir(cgroup).into_iter().flatten().flatten();
     for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        namespaces_of(&entry.path(), found);
+        let path = entry.path();
+        if !cgroups.contains_key(&path) {
+            for_each_process(&path, cgroups, tell);
+        }
     }
-}
-
-/// Listens on loopback of the calling thread's namespace, whether it is up yet or not.
-fn listen() -> io::Result<(u64, Vec<TcpListener>)> {
-    let v4 = loopback(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?;
-    let cookie = host::cookie_of(&v4)?;
-    let mut sockets = vec![v4];
-    match loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()) {
-        Ok(v6) => sockets.push(v6),
-        // A namespace without IPv6: nobody in it dials IPv6.
-        Err(error) if is_absent(&error) => {}
-        Err(error) => return Err(error),
-    }
-    Ok((cookie, sockets))
-}
-
-fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM, None)?;
-    if domain == Domain::IPV4 {
-        socket.set_freebind_v4(true)?;
-    } else {
-        socket.set_freebind_v6(true)?;
-    }
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
-    socket.listen(128)?;
-    Ok(socket.into())
 }

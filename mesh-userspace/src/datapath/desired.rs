@@ -188,7 +188,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        catalog::{Catalog, Instance},
+        catalog::{Catalog, Instance, InstanceHealth},
         intention::{Action, Intention, Intentions},
     };
 
@@ -205,6 +205,8 @@ mod tests {
             namespace: "default".into(),
             address: address.parse().unwrap(),
             mesh: "10.0.0.2:21000".parse().unwrap(),
+            health: InstanceHealth::Passing,
+            weight: 1,
         }
     }
 

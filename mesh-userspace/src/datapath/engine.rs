@@ -1,7 +1,7 @@
 //! The datapath at run time: owns the maps and keeps them in line with the mesh, the cgroups and the addresses.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
@@ -215,10 +215,10 @@ impl Engine {
         left.into_iter().try_for_each(|netns| self.set_served(netns, false))
     }
 
-    /// The cgroups whose processes are of a workload, and what is below them.
-    pub fn workload_cgroups(&self) -> Vec<PathBuf> {
+    /// The cgroups whose processes, and what is below them, are of a workload, or exempt.
+    pub fn workload_cgroups(&self) -> HashMap<PathBuf, Option<ServiceName>> {
         let matched = self.classifier.matched().values();
-        matched.filter(|c| c.service.is_some()).map(|c| c.path.clone()).collect()
+        matched.map(|c| (c.path.clone(), c.service.clone())).collect()
     }
 
     /// Applies another configuration; takes effect with the next [`reconcile`](Self::reconcile).

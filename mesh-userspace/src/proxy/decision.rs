@@ -128,7 +128,10 @@ impl Grounds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{catalog::Catalog, tls::test_pki::Ca};
+    use crate::{
+        catalog::{Catalog, InstanceHealth},
+        tls::test_pki::Ca,
+    };
 
     fn mesh() -> Mesh {
         let ca = Ca::new("td.consul");
@@ -140,6 +143,8 @@ mod tests {
             namespace: "default".to_owned(),
             address: "10.0.0.2:5432".parse().unwrap(),
             mesh: "10.0.0.2:21000".parse().unwrap(),
+            health: InstanceHealth::Passing,
+            weight: 1,
         };
         let allow = Intention {
             id: String::new(),
@@ -154,7 +159,7 @@ mod tests {
             leafs: [(leaf.id.service.clone(), leaf)].into(),
             catalog: Some(Arc::new(Catalog::new([instance], ""))),
             intentions: Some(Arc::new(Intentions::new([allow], Action::Deny))),
-            stale_since: None,
+            ..Mesh::default()
         }
     }
 

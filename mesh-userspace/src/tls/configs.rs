@@ -199,7 +199,10 @@ fn retain<K: Clone + Eq + Hash, V>(map: &ArcSwap<HashMap<K, Arc<V>>>, keep: &imp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::test_pki::{Ca, LeafSpec};
+    use crate::{
+        catalog::InstanceHealth,
+        tls::test_pki::{Ca, LeafSpec},
+    };
 
     fn instance(service: &str, datacenter: &str) -> Instance {
         Instance {
@@ -210,6 +213,8 @@ mod tests {
             namespace: "default".to_owned(),
             address: "10.0.0.2:1".parse().unwrap(),
             mesh: "10.0.0.2:2".parse().unwrap(),
+            health: InstanceHealth::Passing,
+            weight: 1,
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    catalog::{Catalog, Instance},
+    catalog::{Catalog, Instance, InstanceHealth},
     identity::Leaf,
     intention::{Action, Intention, Intentions},
     proxy::{self, CapturedFlow, CapturedFlows, InboundService, ProxyHandle, ProxySettings},
@@ -136,6 +136,8 @@ impl World {
             namespace: "default".to_owned(),
             address: DB.parse().unwrap(),
             mesh,
+            health: InstanceHealth::Passing,
+            weight: 1,
         };
         self.edit_a(|mesh| mesh.catalog = Some(Arc::new(Catalog::new([instance.clone()], ""))));
     }
