@@ -4,8 +4,12 @@ usage: suite.py RESULTS IGNORE NAME…      IGNORE: a regular expression for the
 """
 import json
 import re
+import signal
 import sys
 import unittest
+
+# No test that works takes a half of it.
+LIMIT_S = 20
 
 
 def flat(suite):
@@ -22,6 +26,14 @@ class Result(unittest.TextTestResult):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.ends = {}
+
+    def startTest(self, test):
+        super().startTest(test)
+        signal.alarm(LIMIT_S)
+
+    def stopTest(self, test):
+        signal.alarm(0)
+        super().stopTest(test)
 
     def note(self, test, end):
         if self.ends.get(test.id(), "ok") == "ok":
@@ -53,6 +65,11 @@ class Result(unittest.TextTestResult):
             self.note(test, "failure")
 
 
+def give_up(signum, frame):
+    raise TimeoutError("the test hangs")
+
+
+signal.signal(signal.SIGALRM, give_up)
 results, ignore = sys.argv[1], re.compile(sys.argv[2])
 loaded = unittest.defaultTestLoader.loadTestsFromNames(sys.argv[3:])
 chosen = unittest.TestSuite(test for test in flat(loaded) if not ignore.search(test.id()))

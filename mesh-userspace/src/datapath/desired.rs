@@ -24,6 +24,8 @@ pub struct LocalService {
     /// The port that its programs listen on, when it is protected.
     pub port: Option<u16>,
     pub permissive: bool,
+    /// The service that its programs are known as: itself, unless an earlier one selects the same cgroups.
+    pub known_as: ServiceName,
 }
 
 /// Everything that the maps depend on.
@@ -163,7 +165,8 @@ fn protected(
     id: impl Fn(&ServiceName) -> ServiceId,
 ) -> (ProtectedKey, Protected) {
     let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 };
-    (ProtectedKey::new(Port::new(port)), Protected { service: id(&service.name), flags })
+    let (service, listener) = (id(&service.name), id(&service.known_as));
+    (ProtectedKey::new(Port::new(port)), Protected { service, listener, flags })
 }
 
 fn policy(
@@ -215,7 +218,8 @@ mod tests {
     }
 
     fn build_after(mesh: &Mesh, names: &mut Names, seen: &mut Seen) -> Desired {
-        let services = [LocalService { name: name("web"), port: Some(80), permissive: false }];
+        let services =
+            [LocalService { name: name("web"), port: Some(80), permissive: false, known_as: name("web") }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
         let view = View {

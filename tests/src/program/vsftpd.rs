@@ -18,7 +18,7 @@ pub fn start(host: &Host, cgroup: &str, port: u16, data_port: u16, root: &Path) 
          anonymous_enable=YES\nanon_root={root}\nanon_upload_enable=YES\nanon_mkdir_write_enable=YES\n\
          anon_umask=022\nno_anon_password=YES\npasv_min_port={data_port}\npasv_max_port={data_port}\n\
          secure_chroot_dir={empty}\nseccomp_sandbox=NO\nxferlog_enable=NO\nisolate_network=NO\n\
-         ftp_username=nobody\nnopriv_user=nobody\nreverse_lookup_enable=NO\n",
+         ftp_username=daemon\nnopriv_user=daemon\n",
         root = root.display(),
         empty = empty.display(),
     );

@@ -9,10 +9,17 @@ use super::{
 use crate::process::run;
 
 /// Longer than any selection of the suite takes.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// What needs a server that the suite itself started, or would break ours.
 const LEFT_OUT: &str = "-slow -needs:repl -needs:debug -needs:save -external:skip";
+
+/// Tests that race by themselves: one connection unsubscribes and does not wait for the answer, another one publishes and
+/// expects that nobody listens any more. TCP orders nothing between two connections, and the mesh does not either.
+const RACING: [&str; 2] = [
+    "PUBLISH/SUBSCRIBE after UNSUBSCRIBE without arguments",
+    "PUBLISH/PSUBSCRIBE after PUNSUBSCRIBE without arguments",
+];
 
 /// Returns where `cargo xtask setup` unpacked the sources.
 ///
@@ -41,12 +48,14 @@ pub fn run_units(ends: Ends<'_>, port: u16, units: &[&str]) -> Outcome {
         }
     }
     let (address, port) = (ends.address(), port.to_string());
-    let mut words = vec!["tclsh", "tests/test_helper.tcl", "--host", &address, "--port", &port];
+    // Not `current_dir`: entering the host's mount namespace leads to its root.
+    let dir_text = dir.to_str().expect("UTF-8");
+    let mut words =
+        vec!["env", "-C", dir_text, "tclsh", "tests/test_helper.tcl", "--host", &address, "--port", &port];
     words.extend(["--tags", LEFT_OUT, "--durable"]);
+    words.extend(RACING.iter().flat_map(|test| ["--skiptest", test]));
     words.extend(units.iter().flat_map(|unit| ["--single", unit]));
-    let mut command = ends.a.command(CLIENT, &words);
-    command.current_dir(&dir);
-    let output = run(command, None, LIMIT);
+    let output = run(ends.a.command(CLIENT, &words), None, LIMIT);
     let tests = results(&output.stdout);
     assert!(!tests.is_empty(), "{output}");
     tests.with("exit code", output.status)

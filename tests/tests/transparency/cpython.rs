@@ -12,12 +12,9 @@ use crate::differences;
 
 const SOCKET: &[&str] = &["test.test_socket"];
 const ASYNCIO: &[&str] = &[
-    "test.test_asyncio.test_events",
     "test.test_asyncio.test_streams",
     "test.test_asyncio.test_server",
     "test.test_asyncio.test_sock_lowlevel",
-    "test.test_asyncio.test_sendfile",
-    "test.test_asyncio.test_ssl",
     "test.test_asyncio.test_buffered_proto",
 ];
 const PROTOCOLS: &[&str] = &[

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mesh_tests::{
-    config::Service,
+    config::{Service, second_port},
     fixture::Scene,
     host::Host,
     program::{listens, rsync, sshd::Sshd, vsftpd},
@@ -43,10 +43,11 @@ fn rsync_moves_a_tree_as_on_plain_tcp() {
         let remote = format!("rsync://{}/files/", ends.at(873));
         let copy = ends.a.space().scratch().join("copy");
         let copy_text = format!("{}/", copy.display());
-        let down = || Outcome::of(&ends.run(&["rsync", "-a", "-i", &remote, &copy_text]));
+        std::fs::create_dir_all(&copy).expect("an own directory");
+        let down = || Outcome::of(&ends.run(&["rsync", "-rlp", "--checksum", "-i", &remote, &copy_text]));
         let first = down().with_part("tree", sums(ends.a, &copy));
         std::fs::write(copy.join("dir-1/file-1"), "changed on a").expect("an own directory");
-        let up = ends.run(&["rsync", "-r", "--checksum", "-i", &copy_text, &remote]);
+        let up = ends.run(&["rsync", "-rlp", "--checksum", "-i", &copy_text, &remote]);
         Outcome::default()
             .with_part("down", first)
             .with_part("up", Outcome::of(&up))
@@ -98,7 +99,7 @@ fn ftp_with_a_passive_data_port_that_is_a_service_works_as_on_plain_tcp() {
         Service::server("ftp", 21),
         Service::server("ftp-other", 2121),
         // Nobody listens at a passive data port but while a transfer is about to begin.
-        Service::server(DATA.0, DATA.1).with("[service.check]\nenabled = false"),
+        second_port("ftp", DATA).with("[service.check]\nenabled = false"),
     ];
     let stage = Stage::start_with(&services, Scene { on_b, ..Scene::new(&[]) });
     let mut servers = Vec::new();
@@ -106,7 +107,7 @@ fn ftp_with_a_passive_data_port_that_is_a_service_works_as_on_plain_tcp() {
         let root = tree(ends.b, "ftp");
         let up = root.join("up");
         std::fs::create_dir_all(&up).expect("an own directory");
-        mesh_tests::program::give_to("nobody", &up);
+        mesh_tests::program::give_to("daemon", &up);
         servers.push(vsftpd::start(ends.b, "ftp", 21, DATA.1, &root));
         servers.push(vsftpd::start(ends.b, "ftp-other", 2121, UNKNOWN_DATA, &root));
     });
