@@ -3,7 +3,6 @@
 //! Data flow: `stage` (two pairs of hosts, one without daemons) → `outcome` (what a run came to) → `report` (what differs,
 //! and whether that is known, and why).
 
-pub mod cpython;
 pub mod outcome;
 pub mod redis_suite;
 pub mod report;

@@ -4,7 +4,6 @@
 //! `kernel` is also part of the set that `cargo xtask vm-test` runs on other kernels.
 
 mod bulk;
-mod cpython;
 mod databases;
 mod differences;
 mod files;

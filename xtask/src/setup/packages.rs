@@ -7,12 +7,11 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 23] = [
+const TEST: [&str; 22] = [
     "curl",
     "golang-go",
     "iperf3",
     "iproute2",
-    "libpython3.11-testsuite",
     "mariadb-server",
     "nginx-light",
     "openssh-client",
