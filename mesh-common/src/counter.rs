@@ -22,10 +22,15 @@ pub enum Counter {
     EventLost = 14,
     DeniedBind = 15,
     DeniedMptcp = 16,
+    /// Queries for names, or their sockets' `connect()`, diverted to the daemon.
+    DnsDiverted = 17,
+    /// Queries for names that went past the daemon, because it could not take them.
+    DnsPassed = 18,
+    DeniedNoResolver = 19,
 }
 
 impl Counter {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -43,6 +48,9 @@ impl Counter {
         Self::EventLost,
         Self::DeniedBind,
         Self::DeniedMptcp,
+        Self::DnsDiverted,
+        Self::DnsPassed,
+        Self::DeniedNoResolver,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -65,6 +73,9 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
+            Self::DnsDiverted => "dns_diverted",
+            Self::DnsPassed => "dns_passed",
+            Self::DeniedNoResolver => "denied_no_resolver",
         }
     }
 }

@@ -69,6 +69,8 @@ pub const REASON_NO_LISTENER: u32 = 7;
 pub const REASON_BIND: u32 = 8;
 /// `socket()` for MPTCP, whose `connect()` runs no hook.
 pub const REASON_MPTCP: u32 = 9;
+/// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
+pub const REASON_NO_RESOLVER: u32 = 10;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -82,6 +84,7 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_NO_LISTENER => "no-listener",
         REASON_BIND => "bind",
         REASON_MPTCP => "mptcp",
+        REASON_NO_RESOLVER => "no-resolver",
         _ => "none",
     }
 }

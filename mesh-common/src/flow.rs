@@ -36,6 +36,8 @@ contract!(SocketState, 64);
 pub const SOCKET_CAPTURED: u32 = 1;
 /// The socket connects directly to an allowed service of this host.
 pub const SOCKET_DIRECT: u32 = 2;
+/// The UDP socket is connected to an alias of the server that it asks for names.
+pub const SOCKET_DNS: u32 = 3;
 
 /// Key of `FLOWS`: the connecting end of a captured connection as the outbound listener sees it (its peer).
 #[repr(C)]

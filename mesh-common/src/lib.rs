@@ -7,6 +7,7 @@
 
 pub mod addr;
 pub mod counter;
+pub mod dns;
 pub mod event;
 pub mod flow;
 pub mod map;

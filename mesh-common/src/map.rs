@@ -16,6 +16,7 @@ pub const FLOWS: &str = "FLOWS";
 pub const DIRECT: &str = "DIRECT";
 pub const LISTENERS: &str = "LISTENERS";
 pub const NAMESPACES: &str = "NAMESPACES";
+pub const DNS_ROUTES: &str = "DNS_ROUTES";
 pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -38,3 +39,6 @@ pub const LISTENER_OUTBOUND4: u32 = 1;
 pub const LISTENER_OUTBOUND6: u32 = 2;
 pub const LISTENER_GUARD4: u32 = 3;
 pub const LISTENER_GUARD6: u32 = 4;
+/// Takes queries for names over TCP; that it listens says that the daemon's UDP socket of the same port answers.
+pub const LISTENER_DNS4: u32 = 5;
+pub const LISTENER_DNS6: u32 = 6;

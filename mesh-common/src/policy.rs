@@ -107,3 +107,7 @@ pub const SETTINGS_SYNCED: u32 = 1;
 pub const SETTINGS_INCOMPLETE: u32 = 1 << 1;
 /// Allowed flows to a service of this host go through the proxy too (`same_host = "mtls"`).
 pub const SETTINGS_SAME_HOST_MTLS: u32 = 1 << 2;
+/// Workloads' queries for names go to the daemon.
+pub const SETTINGS_DNS: u32 = 1 << 3;
+/// They are denied when the daemon cannot take them (`dns.when_down = "refuse"`); else they go where they were meant to.
+pub const SETTINGS_DNS_REFUSE: u32 = 1 << 4;

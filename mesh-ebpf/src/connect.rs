@@ -11,7 +11,7 @@ use mesh_common::{
     counter::Counter,
     event,
     flow::{self, COMM_LEN, DirectFlow, Origin, SocketState},
-    map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
+    map::{LISTENER_DNS4, LISTENER_DNS6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
     policy::{
         self, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED,
         ServiceId, Settings,
@@ -19,7 +19,7 @@ use mesh_common::{
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
 
-use crate::{caller, context, context::Family, maps, report};
+use crate::{caller, context, context::Family, dns, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -48,11 +48,11 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 }
 
 /// A connection that is refused, with what the event says of it.
-struct Denial {
-    reason: u32,
-    source: ServiceId,
-    destination: ServiceId,
-    remote: Endpoint,
+pub struct Denial {
+    pub reason: u32,
+    pub source: ServiceId,
+    pub destination: ServiceId,
+    pub remote: Endpoint,
 }
 
 #[inline(always)]
@@ -69,6 +69,21 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     }
     let netns = context::netns_of(ctx);
     let target = target(remote, netns, settings);
+    if let Some(asker) = dns::asker(caller, remote, target, settings) {
+        let origin = origin(ctx, remote, asker, policy::NO_SERVICE);
+        let denied = |reason| Denial { reason, source: asker, destination: policy::NO_SERVICE, remote };
+        if dns::is_divertible(ctx, &remote) {
+            match redirect(ctx, family, origin, netns, (LISTENER_DNS4, LISTENER_DNS6)) {
+                Ok(()) => {
+                    report::count(Counter::DnsDiverted);
+                    return Ok(());
+                }
+                Err(event::REASON_NO_LISTENER) => {}
+                Err(reason) => return Err(denied(reason)),
+            }
+        }
+        dns::missed(settings).map_err(denied)?;
+    }
     let source = if let Caller::Workload { service, .. } = caller { service } else { policy::NO_SERVICE };
     let destination = match target {
         Target::Outside => policy::NO_SERVICE,
@@ -102,7 +117,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
 }
 
 #[inline(always)]
-fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
+pub fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
     // SAFETY: as in `caller`.
     if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(remote.port)) } {
         let loopback = remote.addr.is_loopback();
@@ -134,7 +149,7 @@ fn allowed(source: ServiceId, destination: ServiceId) -> bool {
 }
 
 #[inline(always)]
-fn origin(
+pub fn origin(
     ctx: &SockAddrContext,
     original_dst: Endpoint,
     source: ServiceId,
@@ -173,7 +188,7 @@ fn log(ctx: &SockAddrContext, remote: Endpoint, source: ServiceId, destination: 
 
 /// Stores `state` on the socket; fails when the kernel has no room for it.
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
+pub fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
     // SAFETY: `state` lives through the call, which copies it.
     let stored = unsafe { maps::SOCKETS.get_or_insert_ptr_mut(ctx, Some(state)) };
     if stored.is_null() { Err(()) } else { Ok(()) }
@@ -200,21 +215,33 @@ fn direct(ctx: &SockAddrContext, origin: Origin, netns: u64) -> Result<(), ()> {
 /// Redirects the call to the daemon's listener in the caller's namespace; the error is a `REASON_*`.
 #[inline(always)]
 fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, netns: u64) -> Result<(), u32> {
+    redirect(ctx, family, origin, netns, (LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))?;
+    report::count(Counter::Captured);
+    Ok(())
+}
+
+#[inline(always)]
+fn redirect(
+    ctx: &SockAddrContext,
+    family: Family,
+    origin: Origin,
+    netns: u64,
+    (role4, role6): (u32, u32),
+) -> Result<(), u32> {
     // A v4 destination dialled through a v6 socket stays a v4 connection.
     let v4 = origin.original_dst.addr.v4().is_some();
-    let (role, loopback) = if v4 { (LISTENER_OUTBOUND4, LOOPBACK4) } else { (LISTENER_OUTBOUND6, LOOPBACK6) };
+    let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
     remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, pad: 0 })
         .map_err(|()| event::REASON_MAP_FULL)?;
     context::set_address(ctx, family, Endpoint::new(loopback, port));
-    report::count(Counter::Captured);
     Ok(())
 }
 
 /// The port of the daemon's listener, read from the socket itself: what is not listening has none, and a port that
 /// somebody else took over after the daemon died is never answered.
 #[inline(always)]
-fn listener_port(key: &ListenerKey) -> Option<Port> {
+pub fn listener_port(key: &ListenerKey) -> Option<Port> {
     // SAFETY: the map's key type is `ListenerKey`; the verifier demands the release of what is returned.
     let sk: *mut bpf_sock = unsafe {
         bpf_map_lookup_elem((&raw const maps::LISTENERS).cast_mut().cast(), (&raw const *key).cast())
@@ -231,7 +258,7 @@ fn listener_port(key: &ListenerKey) -> Option<Port> {
 }
 
 #[inline(always)]
-fn deny(ctx: &SockAddrContext, denial: &Denial) {
+pub fn deny(ctx: &SockAddrContext, denial: &Denial) {
     report::count(match denial.reason {
         event::REASON_INTENTION => Counter::DeniedIntention,
         event::REASON_UNMANAGED => Counter::DeniedUnmanaged,
@@ -239,6 +266,7 @@ fn deny(ctx: &SockAddrContext, denial: &Denial) {
         event::REASON_NOT_SYNCED => Counter::DeniedNotSynced,
         event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
         event::REASON_NO_LISTENER => Counter::DeniedNoListener,
+        event::REASON_NO_RESOLVER => Counter::DeniedNoResolver,
         _ => Counter::DeniedMapFull,
     });
     emit(ctx, event::EVENT_DENIED, denial);

@@ -7,6 +7,8 @@ mod bind;
 mod caller;
 mod connect;
 mod context;
+mod datagram;
+mod dns;
 mod maps;
 mod peername;
 mod report;
@@ -22,12 +24,39 @@ use aya_ebpf::{
 /// `cgroup/connect4`: 1 lets the call proceed, 0 makes it fail with `EPERM`.
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    if datagram::is_datagram(&ctx) {
+        return datagram::outgoing(&ctx, context::Family::V4, datagram::Call::Connect);
+    }
     connect::connect(&ctx, context::Family::V4)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    if datagram::is_datagram(&ctx) {
+        return datagram::outgoing(&ctx, context::Family::V6, datagram::Call::Connect);
+    }
     connect::connect(&ctx, context::Family::V6)
+}
+
+/// `cgroup/sendmsg4`: as `connect4`, for datagrams of a socket that is not connected.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::outgoing(&ctx, context::Family::V4, datagram::Call::Send)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::outgoing(&ctx, context::Family::V6, datagram::Call::Send)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn mesh_recvmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::incoming(&ctx, context::Family::V4)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn mesh_recvmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::incoming(&ctx, context::Family::V6)
 }
 
 /// `cgroup/bind4`: as `connect4`.

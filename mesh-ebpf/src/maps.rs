@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
+    dns::{DnsAlias, DnsRoute},
     event::Event,
     flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
     map::ListenerKey,
@@ -65,6 +66,11 @@ pub static LISTENERS: SockHash<ListenerKey, 4096> = SockHash::new();
 /// when it was last looked at; the daemon sweeps those.
 #[btf_map]
 pub static NAMESPACES: HashMap<u64, u64, 4096, LAZY> = HashMap::new();
+
+/// `connect`, `sendmsg` → `recvmsg`, daemon, which removes what was long not used. What a query was rewritten to → the
+/// server that was asked, and by whom.
+#[btf_map]
+pub static DNS_ROUTES: HashMap<DnsAlias, DnsRoute, 16384, LAZY> = HashMap::new();
 
 /// All → daemon.
 #[btf_map]

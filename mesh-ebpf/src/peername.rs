@@ -1,7 +1,7 @@
 //! `cgroup/getpeername4,6`: a program sees the address that it dialled, not the outbound listener.
 
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::flow::SOCKET_CAPTURED;
+use mesh_common::flow::{SOCKET_CAPTURED, SOCKET_DNS};
 
 use crate::{context, context::Family, maps};
 
@@ -15,7 +15,7 @@ pub fn peername(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     // SAFETY: not null, and valid as long as the socket, which the call holds.
     let state = unsafe { *state };
-    if state.disposition == SOCKET_CAPTURED {
+    if matches!(state.disposition, SOCKET_CAPTURED | SOCKET_DNS) {
         context::set_address(ctx, family, state.origin.original_dst);
     }
     1

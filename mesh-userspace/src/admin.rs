@@ -14,8 +14,8 @@ pub use metrics::encode as encode_metrics;
 pub use server::{AdminServer, BindError};
 pub use status::{
     Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-    FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
-    WorkloadStatus,
+    FlowState, FlowStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport, Timestamp,
+    UncapturedStatus, WorkloadStatus,
 };
 
 use crate::identity::ServiceName;

@@ -30,6 +30,7 @@ pub use value::{PortRange, format_duration, parse_duration};
 use crate::{
     catalog::VirtualRanges,
     control_plane::{ApiAccess, embedded::CaFiles},
+    dns::Domain,
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
@@ -59,6 +60,7 @@ pub struct Config {
     pub same_host: SameHost,
     pub address: AddressConfig,
     pub listen: ListenConfig,
+    pub dns: DnsConfig,
     pub limits: Limits,
     pub control_plane: ControlPlane,
     /// The whole catalog is watched while it has no more services than this; 0: never.
@@ -96,6 +98,25 @@ pub struct AddressConfig {
 pub struct ListenConfig {
     pub outbound_port: u16,
     pub guard_port: u16,
+}
+
+/// What becomes of workloads' queries for names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    pub enabled: bool,
+    /// Names in these are the mesh's alone.
+    pub domains: Vec<Domain>,
+    /// In these, what the catalog does not know is asked of the server that the program asked.
+    pub consul_domains: Vec<Domain>,
+    pub when_down: WhenDown,
+}
+
+/// What becomes of queries that the daemon cannot take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenDown {
+    /// They go to the server that they are for.
+    Pass,
+    Refuse,
 }
 
 /// Where catalog, intentions and certificates come from.

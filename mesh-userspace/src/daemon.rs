@@ -50,6 +50,7 @@ use crate::{
         names::NameReader,
         uncaptured::established,
     },
+    dns::{self, Dns, Zones},
     identity::ServiceName,
     proxy::{self, ProxyHandle, ProxySettings},
     state::{Mesh, MeshState},
@@ -76,6 +77,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
         limits: config.limits,
         node: config.node.clone(),
         same_host_mtls: config.same_host == SameHost::Mtls,
+        names: services::resolving(&config),
         services: services::kernel_view(&config),
         rules: services::rules(&config, &own),
     })?;
@@ -137,6 +139,8 @@ pub struct Daemon {
     mesh: MeshState,
     kernel: Kernel,
     proxy: ProxyHandle,
+    /// `None`: names are left alone.
+    dns: Option<Dns>,
     sync: Mutex<Option<SyncHandle>>,
     embedded: Mutex<Option<Arc<Embedded>>>,
     services: Mutex<Services>,
@@ -182,6 +186,15 @@ impl Daemon {
             proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
         let host_netns = kernel.lock().host_netns();
         proxy.add_outbound(host_netns, sockets.outbound)?;
+        let dns = match sockets.names {
+            Some(names) => {
+                let zones = Zones::new(config.dns.domains.clone(), config.dns.consul_domains.clone());
+                let dns = Dns::new(zones, mesh.clone(), Box::new(outlets.queries));
+                dns.add(host_netns, names, dns::Opener::Here)?;
+                Some(dns)
+            }
+            None => None,
+        };
         proxy.set_inbound(services.inbound(inbound))?;
         let daemon = Arc::new(Self {
             config: ArcSwap::from_pointee(config),
@@ -193,6 +206,7 @@ impl Daemon {
             mesh,
             kernel,
             proxy,
+            dns,
             sync: Mutex::new(Some(sync)),
             embedded: Mutex::new(embedded.map(Arc::new)),
             services: Mutex::new(services),
@@ -254,6 +268,9 @@ impl Daemon {
         let leaving = self.services().announced(&self.config(), &[]);
         self.announce.send_replace(Arc::new(leaving));
         self.proxy.drain(deadline).await;
+        if let Some(dns) = &self.dns {
+            dns.shut_down().await;
+        }
         let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sync) = sync {
             sync.shutdown(true).await;
@@ -401,7 +418,8 @@ impl Daemon {
 
     async fn follow_namespaces(self: Arc<Self>, visitor: Visitor) {
         let served = self.namespaces.clone();
-        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), &self.proxy, served).await {
+        let servers = namespaces::Servers { proxy: &self.proxy, dns: self.dns.as_ref() };
+        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), servers, served).await {
             tracing::error!(%error, "network namespaces are not followed any more: workloads in new ones are denied");
         }
     }

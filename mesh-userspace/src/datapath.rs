@@ -14,6 +14,7 @@ pub mod flows;
 pub mod host;
 pub mod load;
 pub mod names;
+pub mod queries;
 mod sock_diag;
 mod sys;
 mod tables;

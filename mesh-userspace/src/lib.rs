@@ -11,6 +11,7 @@ pub mod config;
 pub mod control_plane;
 pub mod daemon;
 pub mod datapath;
+pub mod dns;
 pub mod identity;
 pub mod intention;
 pub mod proxy;

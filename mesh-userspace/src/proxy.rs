@@ -40,6 +40,7 @@ use rustls::ProtocolVersion;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use accept::accept_all;
 pub(crate) use audit::RateLimit;
 pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
 pub use inbound::InboundService;

@@ -2,6 +2,7 @@
 
 pub mod connect_proxy;
 pub mod consul;
+pub mod dnsmasq;
 pub mod envoy;
 pub mod iperf;
 pub mod mariadb;

@@ -123,7 +123,12 @@ pub struct WorkloadStatus {
     /// `passthrough` or `mesh-only`.
     pub egress: String,
     pub exempt: bool,
+    /// Services with an instance that an intention lets it connect to, in order; the first [`MOST_ALLOWED`] of them.
+    pub allowed: Vec<String>,
 }
+
+/// How many services a workload's report names as allowed.
+pub const MOST_ALLOWED: usize = 50;
 
 /// One service of this host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -139,7 +144,7 @@ pub struct ServiceStatus {
     pub health: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FlowDirection {

@@ -19,11 +19,20 @@ fn config(global: &Global) -> Result<Config, ConfigError> {
 }
 
 pub fn admin(global: &Global) -> Result<Admin, Failure> {
-    let socket = match &global.admin_socket {
+    Ok(Admin::new(admin_socket(global)?))
+}
+
+pub fn admin_socket(global: &Global) -> Result<PathBuf, Failure> {
+    Ok(match &global.admin_socket {
         Some(path) => path.clone(),
         None => config(global)?.admin_socket(),
-    };
-    Ok(Admin::new(socket))
+    })
+}
+
+/// Whether options or configuration name a control plane that this host's own daemon is not.
+pub fn names_another_host(global: &Global) -> bool {
+    let embedded = |config: &Config| matches!(config.control_plane, ControlPlane::Embedded(_));
+    global.http_addr.is_some() || config(global).is_ok_and(|config| !embedded(&config))
 }
 
 /// Returns a client of the control plane's API.

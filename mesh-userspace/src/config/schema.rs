@@ -10,9 +10,9 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, Egress, Embedded, Exemption,
-    Expose, GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector,
-    ServiceConfig,
+    AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, DnsConfig, Egress, Embedded,
+    Exemption, Expose, GuardMode, Limits, ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost,
+    Selector, ServiceConfig, WhenDown,
     document::{Document, Section},
     error::{Located, Location},
     rules,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     catalog::{IpRange, VirtualRanges},
     control_plane::{ApiAccess, ApiAddress, ClientCert, HostPort, Kind, Tenancy, TokenSource},
+    dns::Domain,
     identity::{ServiceName, TrustDomain},
     intention::Action,
 };
@@ -73,7 +74,7 @@ fn root(section: Section<'_>) -> Option<Config> {
     let (listen, address) = (listen(&section, &mut claims), address(&section));
     let (control_plane, catalog_limit) = control_plane(&section, &mut claims);
     let services = services(&section, &address.mesh_ports, &mut claims);
-    let limits = limits(&section);
+    let (limits, dns) = (limits(&section), dns(&section));
     let exempt = section.sections("exempt").into_iter().filter_map(exemption).collect();
     section.finish();
     let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
@@ -90,6 +91,7 @@ fn root(section: Section<'_>) -> Option<Config> {
         same_host: same_host.map_or(SameHost::Direct, |mode| mode.value),
         address,
         listen,
+        dns,
         limits,
         control_plane: control_plane?,
         catalog_limit,
@@ -172,6 +174,27 @@ fn limits(root: &Section<'_>) -> Limits {
     };
     section.finish();
     limits
+}
+
+fn dns(root: &Section<'_>) -> DnsConfig {
+    let section = root.section("dns");
+    let domains = |key, default: &str| {
+        let given = section.texts(key, "a domain such as \"mesh\"", str::parse::<Domain>);
+        if given.is_empty() {
+            return vec![default.parse().expect("invariant: the default is a domain")];
+        }
+        given.into_iter().map(|domain| domain.value).collect()
+    };
+    let config = DnsConfig {
+        enabled: section.boolean("enabled").is_none_or(|enabled| enabled.value),
+        domains: domains("domains", "mesh"),
+        consul_domains: domains("consul_domains", "consul"),
+        when_down: section
+            .choice("when_down", &[("pass", WhenDown::Pass), ("refuse", WhenDown::Refuse)])
+            .map_or(WhenDown::Pass, |choice| choice.value),
+    };
+    section.finish();
+    config
 }
 
 fn listen(root: &Section<'_>, claims: &mut rules::Claims<'_>) -> ListenConfig {

@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use mesh_common::map::{LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
+use mesh_common::map::{
+    LISTENER_DNS4, LISTENER_DNS6, LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6,
+};
 
 use super::{kernel::Kernel, services::listen};
 use crate::{
@@ -15,6 +17,8 @@ use crate::{
         ApiAccess, ApiAddress, Kind, LINGER, Settings, TokenSource,
         embedded::{self, Embedded},
     },
+    datapath::engine::Engine,
+    dns,
 };
 
 /// What is known of the listeners after their sockets went to the proxy.
@@ -26,6 +30,8 @@ pub struct Listeners {
 pub struct Sockets {
     pub outbound: Vec<TcpListener>,
     pub guard: Vec<TcpListener>,
+    /// For names, unless the configuration has them left alone.
+    pub names: Option<dns::Sockets>,
 }
 
 impl Listeners {
@@ -35,6 +41,7 @@ impl Listeners {
         let sockets = Sockets {
             outbound: new.bind_pair("outbound", config.listen.outbound_port)?,
             guard: new.bind_pair("guard", config.listen.guard_port)?,
+            names: config.dns.enabled.then(|| new.bind_names()).transpose()?,
         };
         Ok((new, sockets))
     }
@@ -64,6 +71,15 @@ impl Listeners {
         Ok(sockets)
     }
 
+    fn bind_names(&mut self) -> anyhow::Result<dns::Sockets> {
+        let sockets = dns::Sockets::bind()
+            .context("cannot open the sockets that answer for names (without them: dns.enabled = false)")?;
+        for listener in sockets.listeners() {
+            self.list.push(("dns".to_owned(), listener.local_addr()?));
+        }
+        Ok(sockets)
+    }
+
     /// From here on the kernel redirects to them.
     pub fn hand_to_kernel(&self, kernel: &Kernel, sockets: &Sockets) -> anyhow::Result<()> {
         let mut engine = kernel.lock();
@@ -76,12 +92,30 @@ impl Listeners {
         {
             engine.set_listener(netns, if socket.local_addr()?.is_ipv4() { v4 } else { v6 }, socket)?;
         }
+        if let Some(names) = &sockets.names {
+            hand_over_names(&mut engine, netns, names)?;
+        }
         Ok(())
     }
 
     pub fn list(&self) -> Vec<(String, String)> {
         self.list.iter().map(|(role, address)| (role.clone(), address.to_string())).collect()
     }
+}
+
+/// Has the kernel divert to `names` what programs in the network namespace ask; returns where they listen.
+pub fn hand_over_names(
+    engine: &mut Engine,
+    netns: u64,
+    names: &dns::Sockets,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut listeners = Vec::new();
+    for listener in names.listeners() {
+        let at = listener.local_addr()?;
+        engine.set_listener(netns, if at.is_ipv4() { LISTENER_DNS4 } else { LISTENER_DNS6 }, listener)?;
+        listeners.push(at);
+    }
+    Ok(listeners)
 }
 
 /// Whether the error means that there is no such family, or no loopback of it.

@@ -23,10 +23,14 @@ use tokio::{
 
 use super::{
     kernel::Kernel,
-    listeners::is_absent,
+    listeners::{hand_over_names, is_absent},
     visitor::{Cgroups, Visitor},
 };
-use crate::{datapath::host, proxy::ProxyHandle};
+use crate::{
+    datapath::host,
+    dns::{self, Dns},
+    proxy::ProxyHandle,
+};
 
 /// How often one looks without having been told: nothing tells that a process left a namespace.
 const LOOK: Duration = Duration::from_secs(5);
@@ -42,6 +46,8 @@ pub struct Served(Arc<Mutex<BTreeMap<u64, Namespace>>>);
 struct Namespace {
     cookie: u64,
     listeners: Vec<SocketAddr>,
+    /// Where names are answered.
+    names: Vec<SocketAddr>,
 }
 
 impl Served {
@@ -49,7 +55,9 @@ impl Served {
     pub fn list(&self) -> Vec<(String, String)> {
         let all = self.lock();
         let each = all.iter().flat_map(|(inode, namespace)| {
-            namespace.listeners.iter().map(move |at| (format!("outbound net:[{inode}]"), at.to_string()))
+            let outbound = namespace.listeners.iter().map(|at| ("outbound", at));
+            let all = outbound.chain(namespace.names.iter().map(|at| ("dns", at)));
+            all.map(move |(role, at)| (format!("{role} net:[{inode}]"), at.to_string()))
         });
         each.collect()
     }
@@ -59,8 +67,21 @@ impl Served {
     }
 }
 
+/// Who serves the listeners.
+#[derive(Clone, Copy)]
+pub struct Servers<'a> {
+    pub proxy: &'a ProxyHandle,
+    /// `None`: names are left alone.
+    pub dns: Option<&'a Dns>,
+}
+
 /// Keeps listeners in exactly the namespaces that workloads are in; runs until dropped.
-pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, served: Served) -> io::Result<()> {
+pub async fn follow(
+    visitor: Visitor,
+    kernel: Kernel,
+    servers: Servers<'_>,
+    served: Served,
+) -> io::Result<()> {
     let mut starts = Starts::new()?;
     if let Err(error) = kernel.lock().serve_no_namespace() {
         tracing::error!(%error, "cannot forget the network namespaces of the daemon before");
@@ -85,8 +106,9 @@ pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, serve
             if failed.contains_key(inode) || served.lock().contains_key(inode) {
                 continue;
             }
-            let added = match visitor.inside(*inode, open).await {
-                Ok(opened) => add(&kernel, proxy, &served, *inode, opened),
+            let with_names = servers.dns.is_some();
+            let added = match visitor.inside(*inode, move || open(with_names)).await {
+                Ok(opened) => add(&kernel, servers, &served, &visitor, *inode, opened),
                 // It is gone again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => Err(error.into()),
@@ -99,7 +121,7 @@ pub async fn follow(visitor: Visitor, kernel: Kernel, proxy: &ProxyHandle, serve
         let gone: Vec<_> =
             served.lock().extract_if(.., |inode, _| !sight.elsewhere.contains_key(inode)).collect();
         for (inode, namespace) in gone {
-            remove(&kernel, proxy, namespace.cookie);
+            remove(&kernel, servers, namespace.cookie);
             tracing::info!(namespace = inode, "a network namespace without workloads is left");
         }
         sleep(PAUSE.max(started.elapsed() * 10)).await;
@@ -122,12 +144,14 @@ struct Opened {
     cookie: u64,
     /// On loopback, one for each family that the namespace has.
     outbound: Vec<TcpListener>,
+    names: Option<io::Result<dns::Sockets>>,
 }
 
 /// Called in the namespace.
-fn open() -> io::Result<Opened> {
+fn open(with_names: bool) -> io::Result<Opened> {
     let outbound = listen()?;
-    Ok(Opened { cookie: host::cookie_of(&outbound[0])?, outbound })
+    let names = with_names.then(dns::Sockets::bind);
+    Ok(Opened { cookie: host::cookie_of(&outbound[0])?, outbound, names })
 }
 
 /// Listens on loopback of the calling thread's namespace, whether it is up yet or not.
@@ -156,16 +180,45 @@ fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
 
 fn add(
     kernel: &Kernel,
-    proxy: &ProxyHandle,
+    servers: Servers<'_>,
     served: &Served,
+    visitor: &Visitor,
     inode: u64,
     opened: Opened,
 ) -> anyhow::Result<()> {
-    let Opened { cookie, outbound } = opened;
-    let listeners = serve(kernel, proxy, cookie, outbound).inspect_err(|_| remove(kernel, proxy, cookie))?;
+    let Opened { cookie, outbound, names } = opened;
+    let listeners =
+        serve(kernel, servers.proxy, cookie, outbound).inspect_err(|_| remove(kernel, servers, cookie))?;
     tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
-    served.lock().insert(inode, Namespace { cookie, listeners });
+    let names = match (names, servers.dns) {
+        (Some(sockets), Some(dns)) => sockets.map_err(anyhow::Error::from).and_then(|sockets| {
+            let listeners = hand_over_names(&mut kernel.lock(), cookie, &sockets)?;
+            dns.add(cookie, sockets, opener(visitor.clone(), inode))?;
+            Ok(listeners)
+        }),
+        _ => Ok(Vec::new()),
+    };
+    let names = names.unwrap_or_else(|error| {
+        tracing::error!(
+            namespace = inode,
+            %error,
+            "names cannot be answered in a workload's network namespace: what is asked there is not diverted"
+        );
+        Vec::new()
+    });
+    served.lock().insert(inode, Namespace { cookie, listeners, names });
     Ok(())
+}
+
+/// Opens sockets in the namespace, as long as a workload is in it.
+fn opener(visitor: Visitor, inode: u64) -> dns::Opener {
+    let open = move |kind: dns::Kind, count: usize| -> dns::Opening<'static> {
+        let visitor = visitor.clone();
+        Box::pin(
+            async move { visitor.inside(inode, move || (0..count).map(|_| kind.open()).collect()).await },
+        )
+    };
+    dns::Opener::There { open: Box::new(open), ready: dns::Ready::default() }
 }
 
 fn serve(
@@ -187,8 +240,11 @@ fn serve(
     Ok(listeners)
 }
 
-fn remove(kernel: &Kernel, proxy: &ProxyHandle, cookie: u64) {
-    proxy.remove_outbound(cookie);
+fn remove(kernel: &Kernel, servers: Servers<'_>, cookie: u64) {
+    servers.proxy.remove_outbound(cookie);
+    if let Some(dns) = servers.dns {
+        dns.remove(cookie);
+    }
     if let Err(error) = kernel.lock().set_served(cookie, false) {
         tracing::error!(%error, "cannot forget a network namespace");
     }

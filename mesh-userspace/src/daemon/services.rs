@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use mesh_common::policy::{SETTINGS_DNS, SETTINGS_DNS_REFUSE};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::timeout};
 
 use super::place::EXEC_CGROUP;
 use crate::{
-    config::{Config, Egress, GuardMode, ProtectedPort, Selector, ServiceConfig, container_name},
+    config::{Config, Egress, GuardMode, ProtectedPort, Selector, ServiceConfig, WhenDown, container_name},
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
@@ -53,6 +54,13 @@ fn known_as<'c>(service: &'c ServiceConfig, all: &'c [ServiceConfig]) -> &'c Ser
     let selects = service.selector != Selector::default();
     let first = all.iter().find(|other| selects && other.selector == service.selector);
     &first.unwrap_or(service).name
+}
+
+/// Returns what the kernel needs to know about names.
+pub fn resolving(config: &Config) -> u32 {
+    let dns = &config.dns;
+    (if dns.enabled { SETTINGS_DNS } else { 0 })
+        | (if dns.when_down == WhenDown::Refuse { SETTINGS_DNS_REFUSE } else { 0 })
 }
 
 /// Returns the rules that say who a cgroup's processes are; `own` is the daemon's cgroup.

@@ -1,7 +1,7 @@
 //! The status report: what the kernel, the proxy and the control-plane client say right now, in one shape.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
@@ -9,8 +9,8 @@ use super::Daemon;
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
-        FlowState, FlowStatus, ListenerStatus, ServiceStatus, StatusReport, Timestamp, UncapturedStatus,
-        WorkloadStatus,
+        FlowState, FlowStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport, Timestamp,
+        UncapturedStatus, WorkloadStatus,
     },
     config::{Config, Egress},
     control_plane::{Health, late_at},
@@ -23,6 +23,7 @@ use crate::{
     },
     identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
+    state::Mesh,
 };
 
 /// Returns the report of now.
@@ -50,7 +51,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         uptime_s: daemon.started.elapsed().as_secs(),
         draining: daemon.is_draining(),
         attachments: engine.attachments().into_iter().map(|a| attachment(daemon, a)).collect(),
-        workloads: workloads(&config, &cgroups),
+        workloads: workloads(&config, &cgroups, &daemon.mesh.load()),
         services: services(daemon, &config),
         flows,
         uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
@@ -114,7 +115,9 @@ fn attachment(
     }
 }
 
-fn workloads(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<WorkloadStatus> {
+fn workloads(config: &Config, cgroups: &[WorkloadCgroup], mesh: &Mesh) -> Vec<WorkloadStatus> {
+    let callable: BTreeSet<&ServiceName> =
+        mesh.catalog.iter().flat_map(|c| c.instances().map(|i| &i.service)).collect();
     config
         .services
         .iter()
@@ -126,9 +129,16 @@ fn workloads(config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<WorkloadStatus>
                 processes: own.iter().map(|c| c.processes as u64).sum(),
                 egress: if service.egress == Egress::MeshOnly { "mesh-only" } else { "passthrough" }.into(),
                 exempt: false,
+                allowed: allowed(mesh, &callable, &service.name),
             }
         })
         .collect()
+}
+
+fn allowed(mesh: &Mesh, callable: &BTreeSet<&ServiceName>, source: &ServiceName) -> Vec<String> {
+    let Some(intentions) = mesh.intentions.as_ref() else { return Vec::new() };
+    let may = callable.iter().filter(|destination| intentions.allows(source, destination));
+    may.take(MOST_ALLOWED).map(ToString::to_string).collect()
 }
 
 fn exempt(daemon: &Daemon, config: &Config, cgroups: &[WorkloadCgroup]) -> Vec<ExemptStatus> {
@@ -352,6 +362,9 @@ fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) ->
     for count in daemon.proxy().refusals().snapshot() {
         let direction = if count.direction == Direction::Outbound { "outbound" } else { "inbound" };
         all.insert(format!("{direction}_{}", count.reason.replace('-', "_")), count.count);
+    }
+    for (name, value) in daemon.dns.iter().flat_map(|dns| dns.counters().list()) {
+        all.insert(name.into(), value);
     }
     all.insert("flows_opened".into(), daemon.proxy().flows().opened());
     all.insert("flows_live".into(), daemon.proxy().flows().live());

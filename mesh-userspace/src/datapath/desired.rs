@@ -37,6 +37,8 @@ pub struct View<'a> {
     pub addresses: &'a HashSet<IpAddr>,
     pub host_netns: u64,
     pub same_host_mtls: bool,
+    /// `SETTINGS_DNS*`.
+    pub resolving: u32,
     pub mesh: &'a Mesh,
 }
 
@@ -146,7 +148,8 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
         host_addrs: view.addresses.iter().map(|ip| (Addr::from(*ip), 1)).collect(),
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
-                | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 },
+                | if view.same_host_mtls { SETTINGS_SAME_HOST_MTLS } else { 0 }
+                | view.resolving,
             pad: 0,
             classified_up_to: view.classified_up_to,
             host_netns: view.host_netns,
@@ -230,6 +233,7 @@ mod tests {
             addresses: &HashSet::from(["10.0.0.1".parse().unwrap()]),
             host_netns: 1,
             same_host_mtls: false,
+            resolving: 0,
             mesh,
         };
         desired(&view, names, seen).0

@@ -13,6 +13,7 @@ use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf, 
 use aya_log::EbpfLogger;
 use mesh_common::{
     counter::Counter,
+    dns::{DnsAlias, DnsRoute},
     flow::{FlowKey, FlowRecord},
     map::{self, ListenerKey, NAMESPACE_SERVED},
     policy::PolicyKey,
@@ -28,6 +29,7 @@ use super::{
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
     names::{NameReader, Names},
+    queries::{self, QueryMaps},
     sock_diag,
     tables::{TableError, Tables},
     uncaptured::{self, Connection, Facts, Uncaptured},
@@ -41,6 +43,8 @@ pub struct Settings {
     pub limits: Limits,
     pub node: String,
     pub same_host_mtls: bool,
+    /// How names are resolved: `SETTINGS_DNS*`.
+    pub names: u32,
     pub services: Vec<LocalService>,
     pub rules: Vec<WorkloadRule>,
 }
@@ -71,6 +75,7 @@ pub struct Engine {
     direct: DirectMap,
     pending: BpfHashMap<MapData, FlowKey, FlowRecord>,
     listeners: SockHash<MapData, ListenerKey>,
+    dns_routes: BpfHashMap<MapData, DnsAlias, DnsRoute>,
     namespaces: BpfHashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
     addresses: HashSet<IpAddr>,
@@ -78,6 +83,7 @@ pub struct Engine {
     node: String,
     services: Vec<LocalService>,
     same_host_mtls: bool,
+    resolving: u32,
     degraded: Vec<String>,
     /// Why the maps could not be written last time.
     trouble: Option<String>,
@@ -86,6 +92,7 @@ pub struct Engine {
 /// What the engine hands out once.
 pub struct Outlets {
     pub flows: FlowMap,
+    pub queries: QueryMaps,
     pub events: RingBuf<MapData>,
     pub names: NameReader,
     /// What the programs log, if they were built with `cargo xtask build-ebpf --debug`.
@@ -120,6 +127,7 @@ impl Engine {
             recent: recent.clone(),
             log: EbpfLogger::init(&mut loaded.ebpf).ok(),
             flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader()),
+            queries: QueryMaps::new(dns_routes(&loaded)?, pinned(&loaded, map::FLOWS)?, names.reader()),
             events: typed(&mut loaded, map::EVENTS)?,
             names: names.reader(),
         };
@@ -142,6 +150,7 @@ impl Engine {
             direct: DirectMap::new(typed(&mut loaded, map::DIRECT)?, names.reader(), recent.clone()),
             pending: typed(&mut loaded, map::FLOWS)?,
             listeners: typed(&mut loaded, map::LISTENERS)?,
+            dns_routes: dns_routes(&loaded)?,
             namespaces: typed(&mut loaded, map::NAMESPACES)?,
             counters: typed(&mut loaded, map::COUNTERS)?,
             loaded,
@@ -154,6 +163,7 @@ impl Engine {
             node: settings.node,
             services: settings.services,
             same_host_mtls,
+            resolving: settings.names,
             degraded,
             trouble: None,
         };
@@ -245,6 +255,7 @@ impl Engine {
             addresses: &self.addresses,
             host_netns: self.netns,
             same_host_mtls: self.same_host_mtls,
+            resolving: self.resolving,
             mesh,
         };
         let (desired, names) = desired(&view, &mut self.names, &mut self.seen);
@@ -272,6 +283,7 @@ impl Engine {
         self.direct.sweep();
         // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
         let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);
+        queries::sweep(&mut self.dns_routes, monotonic());
         let lost = flows::sweep(&mut self.pending, monotonic());
         if lost > 0 {
             tracing::warn!(lost, "captured connections that the listener never accepted");
@@ -377,6 +389,11 @@ fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
 ) -> Result<T, EngineError> {
     let map = loaded.ebpf.take_map(name).ok_or(TableError::Missing(name))?;
     T::try_from(map).map_err(|source| EngineError::Map { name, source })
+}
+
+fn dns_routes(loaded: &Loaded) -> Result<BpfHashMap<MapData, DnsAlias, DnsRoute>, EngineError> {
+    let failed = |source| EngineError::Map { name: map::DNS_ROUTES, source };
+    BpfHashMap::try_from(aya::maps::Map::HashMap(pinned(loaded, map::DNS_ROUTES)?)).map_err(failed)
 }
 
 /// A second handle of a pinned map.

@@ -96,7 +96,7 @@ impl Hook {
     }
 }
 
-pub const HOOKS: [Hook; 9] = [
+pub const HOOKS: [Hook; 13] = [
     Hook {
         program: "mesh_connect4",
         name: "cgroup/connect4",
@@ -106,6 +106,26 @@ pub const HOOKS: [Hook; 9] = [
         program: "mesh_connect6",
         name: "cgroup/connect6",
         attach_type: bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+    },
+    Hook {
+        program: "mesh_sendmsg4",
+        name: "cgroup/sendmsg4",
+        attach_type: bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
+    },
+    Hook {
+        program: "mesh_sendmsg6",
+        name: "cgroup/sendmsg6",
+        attach_type: bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
+    },
+    Hook {
+        program: "mesh_recvmsg4",
+        name: "cgroup/recvmsg4",
+        attach_type: bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
+    },
+    Hook {
+        program: "mesh_recvmsg6",
+        name: "cgroup/recvmsg6",
+        attach_type: bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
     },
     Hook {
         program: "mesh_peername4",
@@ -128,7 +148,7 @@ pub const HOOKS: [Hook; 9] = [
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
 ];
 
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 15] = [
     map::WORKLOADS,
     map::DESTINATIONS,
     map::PROTECTED,
@@ -141,6 +161,7 @@ const MAPS: [&str; 14] = [
     map::DIRECT,
     map::LISTENERS,
     map::NAMESPACES,
+    map::DNS_ROUTES,
     map::EVENTS,
     map::COUNTERS,
 ];

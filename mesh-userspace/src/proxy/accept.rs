@@ -13,7 +13,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 /// Gives each connection to `serve`, which must not block, until `stop`. The listener is closed on return.
 ///
 /// Each connection is reset when it is dropped (see [`socket::reset_on_drop`]).
-pub(super) async fn accept_all(
+pub(crate) async fn accept_all(
     what: &'static str,
     listener: TcpListener,
     stop: CancellationToken,

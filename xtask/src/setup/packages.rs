@@ -7,12 +7,15 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 22] = [
+const TEST: [&str; 25] = [
+    "bind9-dnsutils",
     "curl",
+    "dnsmasq-base",
     "golang-go",
     "iperf3",
     "iproute2",
     "mariadb-server",
+    "musl-tools",
     "nginx-light",
     "openssh-client",
     "openssh-server",

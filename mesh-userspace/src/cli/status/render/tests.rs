@@ -66,6 +66,7 @@ fn fixture() -> StatusReport {
             processes: 9,
             egress: "passthrough".into(),
             exempt: false,
+            allowed: vec!["db".into()],
         }],
         services: vec![ServiceStatus {
             name: "db".into(),

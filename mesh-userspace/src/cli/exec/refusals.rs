@@ -1,0 +1,120 @@
+//! What the mesh refused a service while a command ran, in lines that name the next step.
+
+use std::collections::HashSet;
+
+use crate::{
+    admin::{FlowDirection, FlowState, FlowStatus, StatusReport},
+    cli::output::printable,
+};
+
+/// Returns a line for each kind of connection of `service` that was refused between the two reports.
+pub fn lines(before: &StatusReport, after: &StatusReport, service: &str) -> Vec<String> {
+    let known: HashSet<(u64, FlowDirection)> = before.recent.iter().map(identity).collect();
+    let ours = |flow: &&FlowStatus| {
+        flow.source == service
+            && flow.direction != FlowDirection::Inbound
+            && flow.state.is_refusal()
+            && !known.contains(&identity(flow))
+    };
+    let mut kinds: Vec<(&FlowStatus, usize)> = Vec::new();
+    // The newest is first in the report; people read in the order of events.
+    for flow in after.recent.iter().filter(ours).collect::<Vec<_>>().into_iter().rev() {
+        match kinds.iter_mut().find(|(one, _)| is_same(one, flow)) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((flow, 1)),
+        }
+    }
+    kinds.into_iter().map(|(flow, count)| line(flow, count)).collect()
+}
+
+fn identity(flow: &FlowStatus) -> (u64, FlowDirection) {
+    (flow.id, flow.direction)
+}
+
+fn is_same(one: &FlowStatus, other: &FlowStatus) -> bool {
+    (&one.destination, one.original_dst, one.state, &one.reason)
+        == (&other.destination, other.original_dst, other.state, &other.reason)
+}
+
+fn line(flow: &FlowStatus, count: usize) -> String {
+    let FlowStatus { source, destination, program, .. } = flow;
+    let whom = match (destination.as_str(), flow.original_dst) {
+        ("", Some(at)) => at.to_string(),
+        (name, Some(at)) => format!("{name} ({at})"),
+        (name, None) => name.to_owned(),
+    };
+    let times = if count > 1 { format!(", {count} times") } else { String::new() };
+    let reason = flow.reason.as_deref().unwrap_or(flow.state.as_str());
+    let text = format!("{}: {source} → {whom}, by {program}{times}: {reason}", flow.state.as_str());
+    match next(flow) {
+        Some(next) => printable(&text) + ".\nmeshnode:   " + &next,
+        None => printable(&text),
+    }
+}
+
+/// Returns what somebody could do about it, where that is known.
+fn next(flow: &FlowStatus) -> Option<String> {
+    let FlowStatus { source, destination, .. } = flow;
+    let word = flow.reason.as_deref()?.split(':').next()?;
+    Some(match word {
+        "intention" | "not-allowed" | "refused-by-peer" | "revoked" => {
+            format!(
+                "To see which intention decides: meshnode intention check {source} {destination}. To allow it: meshnode intention create {source} {destination}"
+            )
+        }
+        "unreachable" | "connect-timeout" | "peer-reset" => format!(
+            "Does meshnode run on the host of {destination}, and its program too? There: meshnode status --service {destination}"
+        ),
+        "mesh-only" => format!("{source} is configured as egress = \"mesh-only\""),
+        "no-listener" | "not-synced" => "`meshnode status` says what the daemon lacks".to_owned(),
+        _ if flow.state == FlowState::Guarded => format!("{destination} is reached through the mesh only"),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied(id: u64, source: &str) -> FlowStatus {
+        FlowStatus {
+            id,
+            direction: FlowDirection::Outbound,
+            program: "psql".into(),
+            pid: 7,
+            source: source.into(),
+            destination: "db".into(),
+            original_dst: Some("10.0.0.2:5432".parse().unwrap()),
+            instance: None,
+            state: FlowState::Denied,
+            tls: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            age_s: 0,
+            reason: Some("intention: no intention allows it".into()),
+        }
+    }
+
+    fn report(recent: Vec<FlowStatus>) -> StatusReport {
+        StatusReport { recent, ..StatusReport::default() }
+    }
+
+    #[test]
+    fn what_was_refused_meanwhile_is_told_once_with_the_next_step() {
+        let before = report(vec![denied(1, "web")]);
+        let after = report(vec![denied(3, "web"), denied(2, "web"), denied(4, "cron"), denied(1, "web")]);
+        let lines = lines(&before, &after, "web");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].starts_with("denied: web → db (10.0.0.2:5432), by psql, 2 times: intention"),
+            "{lines:?}"
+        );
+        assert!(lines[0].contains("meshnode intention create web db"), "{lines:?}");
+    }
+
+    #[test]
+    fn what_went_well_is_not_told() {
+        let closed = FlowStatus { state: FlowState::Closed, reason: None, ..denied(2, "web") };
+        assert_eq!(lines(&report(Vec::new()), &report(vec![closed]), "web"), Vec::<String>::new());
+    }
+}
