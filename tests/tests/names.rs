@@ -94,6 +94,13 @@ fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
     assert_eq!(six, ["2001:db8::6"], "AAAA only");
     let missing = host.run("web", &["getent", "ahosts", "nope.mesh"]);
     assert!(!missing.status.success(), "{missing}");
+    let six = addresses(&host.run("web", &["getent", "ahostsv6", "db.mesh"]).ok());
+    assert!(six.len() == 1 && six[0].starts_with("fd6d:6573:6800:"), "{six:?}");
+    // A resolver that asks over TCP alone.
+    resolv_conf(host, &format!("nameserver {SYSTEM}\noptions use-vc\n"));
+    assert_eq!(getent("web", "db.mesh"), [db.as_str()]);
+    assert_eq!(getent("web", PLAIN), ["192.0.2.10"]);
+    assert_eq!(getent("web", BIG).len(), BIG_COUNT);
     // What the search path makes of a name is not ours.
     resolv_conf(host, &format!("search search.test\nnameserver {SYSTEM}\noptions ndots:3\n"));
     assert_eq!(getent("web", "db.mesh"), ["192.0.2.77"]);

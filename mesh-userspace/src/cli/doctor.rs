@@ -2,6 +2,7 @@
 
 mod host;
 mod kernel;
+mod names;
 mod plane;
 
 use std::path::Path;
@@ -82,6 +83,7 @@ pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8, Failure> {
     let daemon = daemon(global, &config, &mut findings).await;
     findings.extend(kernel::check());
     findings.extend(host::check(&config, daemon.as_ref()));
+    findings.extend(names::check(&config, daemon.as_ref()));
     findings.extend(plane::check(global, &config, daemon.is_some()).await);
     findings.extend(daemon.as_ref().and_then(plane::catalog));
 

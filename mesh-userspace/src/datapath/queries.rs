@@ -47,17 +47,35 @@ impl Routes for QueryMaps {
     }
 }
 
-/// A socket that was connected longer ago than this, and sends only now, has to be made anew when the map is crowded.
+/// An alias that nobody was diverted to for this long is given to others: there are few for IPv6 servers. A socket that was
+/// connected before, and sends only now, is not answered as it was; its program makes another.
 const UNUSED: Duration = Duration::from_secs(3600);
+/// The same while the map is crowded, as by a program that asks thousands of servers.
+const UNUSED_CROWDED: Duration = Duration::from_secs(300);
 /// Half of what the map holds.
 const CROWDED: usize = 8192;
 
-/// Removes what was long not used from a map that fills up; `now` is `CLOCK_MONOTONIC`. Returns how many.
+/// Removes what was long not used; `now` is `CLOCK_MONOTONIC`. Returns how many.
 pub fn sweep(map: &mut BpfHashMap<MapData, DnsAlias, DnsRoute>, now: Duration) -> usize {
     let all: Vec<(DnsAlias, DnsRoute)> = map.iter().filter_map(Result::ok).collect();
-    if all.len() < CROWDED {
-        return 0;
+    let crowded = all.len() >= CROWDED;
+    all.iter().filter(|(alias, route)| is_over(route, now, crowded) && map.remove(alias).is_ok()).count()
+}
+
+fn is_over(route: &DnsRoute, now: Duration, crowded: bool) -> bool {
+    now.saturating_sub(Duration::from_nanos(route.used_ns)) > if crowded { UNUSED_CROWDED } else { UNUSED }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases_are_kept_for_an_hour_and_for_minutes_when_there_are_too_many() {
+        let route = DnsRoute { server: Endpoint::UNSPECIFIED, service: 1, used_ns: 1_000_000_000 };
+        let after = |seconds: u64| Duration::from_secs(1 + seconds);
+        assert!(!is_over(&route, after(3600), false) && is_over(&route, after(3601), false));
+        assert!(!is_over(&route, after(300), true) && is_over(&route, after(301), true));
+        assert!(!is_over(&route, Duration::ZERO, true));
     }
-    let is_old = |route: &DnsRoute| now.saturating_sub(Duration::from_nanos(route.used_ns)) > UNUSED;
-    all.iter().filter(|(alias, route)| is_old(route) && map.remove(alias).is_ok()).count()
 }

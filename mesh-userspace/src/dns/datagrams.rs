@@ -74,6 +74,7 @@ fn take(
         return count(&shared.counters.dropped);
     };
     count(&shared.counters.forwarded);
+    tracing::debug!(server = %route.server, service = %route.service, "a query goes to the server that was asked");
     let (socket, query, stop) = (socket.clone(), query.to_vec(), stop.clone());
     let asking = namespace.clone();
     namespace.tasks.spawn(async move {
