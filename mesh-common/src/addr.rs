@@ -84,6 +84,38 @@ impl From<Addr> for IpAddr {
     }
 }
 
+/// The addresses whose bits under `mask` are those of `first`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AddrRange {
+    first: Addr,
+    mask: Addr,
+}
+contract!(AddrRange, 32);
+
+impl AddrRange {
+    /// No address is in it.
+    pub const NONE: Self = Self { first: Addr([u32::MAX; 4]), mask: Addr([0; 4]) };
+
+    /// The addresses that share their first `prefix` bits with `first`; bits of an IPv4 address count from its own first.
+    pub fn new(first: IpAddr, prefix: u8) -> Self {
+        let prefix = if first.is_ipv4() { 96 + u32::from(prefix.min(32)) } else { prefix.min(128).into() };
+        let mask = !u128::MAX.checked_shr(prefix).unwrap_or(0);
+        let mask = Addr::from_v6([96, 64, 32, 0].map(|shift| ((mask >> shift) as u32).to_be()));
+        let mut first = Addr::from(first);
+        for (word, bits) in first.0.iter_mut().zip(mask.0) {
+            *word &= bits;
+        }
+        Self { first, mask }
+    }
+
+    #[inline(always)]
+    pub const fn contains(&self, addr: &Addr) -> bool {
+        let ([a, b, c, d], [e, f, g, h], [k, l, m, n]) = (addr.0, self.first.0, self.mask.0);
+        a & k == e && b & l == f && c & m == g && d & n == h
+    }
+}
+
 /// A TCP port in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -162,6 +194,30 @@ mod tests {
         let mapped: SocketAddr = "[::ffff:10.0.0.2]:80".parse().unwrap();
         let plain: SocketAddr = "10.0.0.2:80".parse().unwrap();
         assert_eq!(Endpoint::from(mapped), Endpoint::from(plain));
+    }
+
+    #[test]
+    fn a_range_holds_what_shares_its_prefix() {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let range = |first: &str, prefix| AddrRange::new(first.parse().unwrap(), prefix);
+        let (v4, v6) = (range("240.240.0.0", 16), range("fd6d:6573:6800::", 64));
+        for (text, in_v4, in_v6) in [
+            ("240.240.0.0", true, false),
+            ("240.240.255.255", true, false),
+            ("240.241.0.0", false, false),
+            ("::240.240.0.1", false, false),
+            ("fd6d:6573:6800::1", false, true),
+            ("fd6d:6573:6800:1::1", false, false),
+            ("::1", false, false),
+        ] {
+            let addr = addr(text);
+            assert_eq!((v4.contains(&addr), v6.contains(&addr)), (in_v4, in_v6), "{text}");
+            assert!(!AddrRange::NONE.contains(&addr));
+        }
+        assert!(
+            range("10.1.2.3", 0).contains(&addr("1.2.3.4"))
+                && !range("10.1.2.3", 0).contains(&addr("fd00::1"))
+        );
     }
 
     #[test]

@@ -27,10 +27,12 @@ pub enum Counter {
     /// Queries for names that went past the daemon, because it could not take them.
     DnsPassed = 18,
     DeniedNoResolver = 19,
+    RefusedNoInstance = 20,
+    DeniedNoService = 21,
 }
 
 impl Counter {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -51,6 +53,8 @@ impl Counter {
         Self::DnsDiverted,
         Self::DnsPassed,
         Self::DeniedNoResolver,
+        Self::RefusedNoInstance,
+        Self::DeniedNoService,
     ];
 
     /// Returns the name that metrics and `status --json` use.
@@ -76,6 +80,8 @@ impl Counter {
             Self::DnsDiverted => "dns_diverted",
             Self::DnsPassed => "dns_passed",
             Self::DeniedNoResolver => "denied_no_resolver",
+            Self::RefusedNoInstance => "refused_no_instance",
+            Self::DeniedNoService => "denied_no_service",
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct Event {
 }
 contract!(Event, 136);
 
-/// `connect()` or `bind()` was answered with `EPERM`, `socket()` with `EPROTONOSUPPORT`; `reason` says why.
+/// `connect()` or `bind()` was answered with `EPERM` (`connect()` with `ECONNREFUSED` for want of an instance), `socket()` with `EPROTONOSUPPORT`; `reason` says why.
 pub const EVENT_DENIED: u32 = 1;
 /// The same would have been denied, but the destination is permissive.
 pub const EVENT_WOULD_DENY: u32 = 2;
@@ -71,6 +71,10 @@ pub const REASON_BIND: u32 = 8;
 pub const REASON_MPTCP: u32 = 9;
 /// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
 pub const REASON_NO_RESOLVER: u32 = 10;
+/// No instance of the service that a virtual IP means can take it; `connect()` was answered with `ECONNREFUSED`.
+pub const REASON_NO_INSTANCE: u32 = 11;
+/// An address that virtual IPs are taken from, and that means no service known here.
+pub const REASON_NO_SERVICE: u32 = 12;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {
@@ -85,6 +89,8 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_BIND => "bind",
         REASON_MPTCP => "mptcp",
         REASON_NO_RESOLVER => "no-resolver",
+        REASON_NO_INSTANCE => "no-healthy-instance",
+        REASON_NO_SERVICE => "no-service",
         _ => "none",
     }
 }

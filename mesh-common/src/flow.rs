@@ -28,7 +28,8 @@ pub struct SocketState {
     pub origin: Origin,
     /// `SOCKET_*`: what `connect()` decided.
     pub disposition: u32,
-    pub pad: u32,
+    /// `SOCKET_FLAG_*` bits.
+    pub flags: u32,
 }
 contract!(SocketState, 64);
 
@@ -38,6 +39,9 @@ pub const SOCKET_CAPTURED: u32 = 1;
 pub const SOCKET_DIRECT: u32 = 2;
 /// The UDP socket is connected to an alias of the server that it asks for names.
 pub const SOCKET_DNS: u32 = 3;
+
+/// A direct connection leads elsewhere than to what the program dialled: a virtual IP.
+pub const SOCKET_FLAG_VIRTUAL: u32 = 1;
 
 /// Key of `FLOWS`: the connecting end of a captured connection as the outbound listener sees it (its peer).
 #[repr(C)]

@@ -6,6 +6,7 @@ use crate::contract;
 
 pub const WORKLOADS: &str = "WORKLOADS";
 pub const DESTINATIONS: &str = "DESTINATIONS";
+pub const VIRTUALS: &str = "VIRTUALS";
 pub const PROTECTED: &str = "PROTECTED";
 pub const POLICY: &str = "POLICY";
 pub const HOST_ADDRS: &str = "HOST_ADDRS";

@@ -1,6 +1,9 @@
 //! What the daemon tells the kernel: who is who, what is where, what may connect.
 
-use crate::{addr::Port, contract};
+use crate::{
+    addr::{AddrRange, Endpoint, Port},
+    contract,
+};
 
 /// A service name's number on this host; the map `NAMES` says which name. 0 is no service.
 ///
@@ -41,6 +44,23 @@ pub struct Destination {
     pub pad: u32,
 }
 contract!(Destination, 8);
+
+/// Value of `VIRTUALS` (key: [`crate::addr::Addr`]): the service that an address means, whatever the port.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Virtual {
+    pub service: ServiceId,
+    /// `VIRTUAL_*` bits.
+    pub flags: u32,
+    /// Where this host's own healthy instance listens, in the host's network namespace, with `VIRTUAL_LOCAL`.
+    pub local: Endpoint,
+}
+contract!(Virtual, 28);
+
+/// An instance may take connections: one whose checks pass, or one that nobody can say anything of at present.
+pub const VIRTUAL_SERVED: u32 = 1;
+/// One of the instances is this host's own, and `local` is of the address's family.
+pub const VIRTUAL_LOCAL: u32 = 1 << 1;
 
 /// Key of `PROTECTED`: a port of this host that belongs to a service.
 #[repr(C)]
@@ -98,8 +118,11 @@ pub struct Settings {
     pub classified_up_to: u64,
     /// The network namespace whose services `PROTECTED` lists, and whose listeners `LISTENERS` holds.
     pub host_netns: u64,
+    /// What virtual IPs are taken from: an address in one of these that `VIRTUALS` lacks means nothing.
+    pub virtual4: AddrRange,
+    pub virtual6: AddrRange,
 }
-contract!(Settings, 24);
+contract!(Settings, 88);
 
 /// Catalog and intentions were read at least once (from the control plane, or from the disk cache).
 pub const SETTINGS_SYNCED: u32 = 1;

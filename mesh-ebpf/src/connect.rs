@@ -2,31 +2,41 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, bpf_sock},
-    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release},
+    bindings::{
+        BPF_ANY, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    },
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_lookup_tcp,
+        bpf_sk_release,
+    },
     programs::SockAddrContext,
 };
 use mesh_common::{
     addr::{Addr, Endpoint, Port},
     counter::Counter,
     event,
-    flow::{self, COMM_LEN, DirectFlow, Origin, SocketState},
+    flow::{self, COMM_LEN, DirectFlow, Origin, SOCKET_FLAG_VIRTUAL, SocketState},
     map::{LISTENER_DNS4, LISTENER_DNS6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
     policy::{
         self, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED,
         ServiceId, Settings,
     },
 };
-use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide};
+use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide, is_refusal};
 
 use crate::{caller, context, context::Family, dns, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
+const ECONNREFUSED: i32 = 111;
 
 /// `SOCK_STREAM` and `IPPROTO_TCP`.
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
+
+/// `BPF_F_CURRENT_NETNS`, as the helper takes it.
+const CURRENT_NETNS: u64 = u64::MAX;
 
 const LOOPBACK4: Addr = Addr::from_v4(u32::from_ne_bytes([127, 0, 0, 1]));
 const LOOPBACK6: Addr = Addr::from_v6([0, 0, 0, 1_u32.to_be()]);
@@ -41,6 +51,11 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     match try_connect(ctx, family) {
         Ok(()) => PROCEED,
         Err(denial) => {
+            if is_refusal(denial.reason) {
+                // SAFETY: the helper takes a plain number. In `connect` hooks since Linux 6.1 (`cgroup_common_func_proto`);
+                // a program's 0 makes it EPERM only where it is no error yet (`bpf_prog_run_array_cg`).
+                unsafe { bpf_set_retval(-ECONNREFUSED) };
+            }
             deny(ctx, &denial);
             EPERM
         }
@@ -68,7 +83,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
         return Ok(());
     }
     let netns = context::netns_of(ctx);
-    let target = target(remote, netns, settings);
+    let (target, virtual_ip) = resolve(remote, netns, settings);
     if let Some(asker) = dns::asker(caller, remote, target, settings) {
         let origin = origin(ctx, remote, asker, policy::NO_SERVICE);
         let denied = |reason| Denial { reason, source: asker, destination: policy::NO_SERVICE, remote };
@@ -87,7 +102,9 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     let source = if let Caller::Workload { service, .. } = caller { service } else { policy::NO_SERVICE };
     let destination = match target {
         Target::Outside => policy::NO_SERVICE,
-        Target::Remote { service } | Target::Local { service, .. } => service,
+        Target::Remote { service } | Target::Local { service, .. } | Target::Virtual { service, .. } => {
+            service
+        }
     };
     let mode = Mode {
         synced: settings.flags & SETTINGS_SYNCED != 0,
@@ -106,8 +123,20 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
             Ok(())
         }
         Verdict::Direct { source, destination } => {
-            direct(ctx, origin(ctx, remote, source, destination), netns)
-                .or_else(|()| refused(event::REASON_MAP_FULL))
+            let origin = origin(ctx, remote, source, destination);
+            match virtual_ip {
+                None => direct(ctx, origin, remote, netns, 0).or_else(|()| refused(event::REASON_MAP_FULL)),
+                // Nobody is there after all: the proxy finds another instance.
+                Some(local) if !is_listening(ctx, local) => {
+                    capture(ctx, family, origin, netns).or_else(refused)
+                }
+                Some(local) => {
+                    direct(ctx, origin, *local, netns, SOCKET_FLAG_VIRTUAL)
+                        .or_else(|()| refused(event::REASON_MAP_FULL))?;
+                    context::set_address(ctx, family, *local);
+                    Ok(())
+                }
+            }
         }
         Verdict::Capture { source, destination } => {
             capture(ctx, family, origin(ctx, remote, source, destination), netns).or_else(refused)
@@ -116,8 +145,15 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     }
 }
 
+/// What `remote` is.
 #[inline(always)]
 pub fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
+    resolve(remote, netns, settings).0
+}
+
+/// What `remote` is; for a virtual IP that leads to this host's own instance, with where that listens.
+#[inline(always)]
+fn resolve(remote: Endpoint, netns: u64, settings: &Settings) -> (Target, Option<&'static Endpoint>) {
     // SAFETY: as in `caller`.
     if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(remote.port)) } {
         let loopback = remote.addr.is_loopback();
@@ -125,18 +161,82 @@ pub fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
         // Loopback of another namespace is another place.
         // SAFETY: as in `caller`.
         if (loopback && home) || (!loopback && unsafe { maps::HOST_ADDRS.get(remote.addr) }.is_some()) {
-            return Target::Local {
+            let target = Target::Local {
                 service: protected.service,
                 permissive: protected.flags & policy::PROTECTED_PERMISSIVE != 0,
                 reachable: home,
             };
+            return (target, None);
         }
     }
     // SAFETY: as in `caller`.
     match unsafe { maps::DESTINATIONS.get(remote) } {
-        Some(destination) => Target::Remote { service: destination.service },
-        None => Target::Outside,
+        Some(destination) => (Target::Remote { service: destination.service }, None),
+        None => virtual_target(&remote.addr, netns, settings),
     }
+}
+
+/// `resolve` for what is no instance's address. Only what may be a virtual IP costs a look-up.
+#[inline(always)]
+fn virtual_target(addr: &Addr, netns: u64, settings: &Settings) -> (Target, Option<&'static Endpoint>) {
+    let ours = settings.virtual4.contains(addr) || settings.virtual6.contains(addr);
+    if !ours && !may_be_consuls(addr) {
+        return (Target::Outside, None);
+    }
+    // SAFETY: as in `caller`.
+    let Some(found) = (unsafe { maps::VIRTUALS.get(addr) }) else {
+        let nothing = Target::Virtual { service: policy::NO_SERVICE, served: false, local: false };
+        return (if ours { nothing } else { Target::Outside }, None);
+    };
+    let local = found.flags & policy::VIRTUAL_LOCAL != 0 && netns == settings.host_netns;
+    let target =
+        Target::Virtual { service: found.service, served: found.flags & policy::VIRTUAL_SERVED != 0, local };
+    (target, local.then_some(&found.local))
+}
+
+/// Consul takes its own virtual IPs from 240.0.0.0/4.
+#[inline(always)]
+fn may_be_consuls(addr: &Addr) -> bool {
+    addr.v4().is_some_and(|word| word.to_ne_bytes()[0] >= 240)
+}
+
+/// Whether a program of this network namespace listens at `local`.
+#[inline(always)]
+fn is_listening(ctx: &SockAddrContext, local: &Endpoint) -> bool {
+    // SAFETY: all bytes zero are a tuple.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    // From its own address, so that the guard lets the question pass; from no port, so that no connection answers.
+    let (addr, port) = (local.addr.words(), local.port.wire());
+    let size = match local.addr.v4() {
+        Some(word) => {
+            tuple.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: word,
+                daddr: word,
+                sport: 0,
+                dport: port,
+            };
+            size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>()
+        }
+        None => {
+            tuple.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                saddr: addr,
+                daddr: addr,
+                sport: 0,
+                dport: port,
+            };
+            size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>()
+        }
+    };
+    // SAFETY: the tuple lives through the call and has that size; the verifier demands the release of what is returned.
+    let sk = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and referenced until the release below.
+    let state = unsafe { (*sk).state };
+    // SAFETY: `sk` came from the look-up above and is released once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    state == BPF_TCP_LISTEN
 }
 
 #[inline(always)]
@@ -195,13 +295,13 @@ pub fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()
 }
 
 #[inline(always)]
-fn direct(ctx: &SockAddrContext, origin: Origin, netns: u64) -> Result<(), ()> {
-    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, pad: 0 })?;
+fn direct(ctx: &SockAddrContext, origin: Origin, remote: Endpoint, netns: u64, flags: u32) -> Result<(), ()> {
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, flags })?;
     let flow = DirectFlow {
         origin,
         netns,
         local: Endpoint::UNSPECIFIED,
-        remote: origin.original_dst,
+        remote,
         state: flow::DIRECT_ALLOWED,
         pad: 0,
     };
@@ -232,7 +332,7 @@ fn redirect(
     let v4 = origin.original_dst.addr.v4().is_some();
     let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
-    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, pad: 0 })
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, flags: 0 })
         .map_err(|()| event::REASON_MAP_FULL)?;
     context::set_address(ctx, family, Endpoint::new(loopback, port));
     Ok(())
@@ -267,6 +367,8 @@ pub fn deny(ctx: &SockAddrContext, denial: &Denial) {
         event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
         event::REASON_NO_LISTENER => Counter::DeniedNoListener,
         event::REASON_NO_RESOLVER => Counter::DeniedNoResolver,
+        event::REASON_NO_INSTANCE => Counter::RefusedNoInstance,
+        event::REASON_NO_SERVICE => Counter::DeniedNoService,
         _ => Counter::DeniedMapFull,
     });
     emit(ctx, event::EVENT_DENIED, denial);

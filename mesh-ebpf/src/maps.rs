@@ -13,7 +13,7 @@ use mesh_common::{
     event::Event,
     flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
     map::ListenerKey,
-    policy::{Destination, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Workload},
+    policy::{Destination, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Virtual, Workload},
 };
 
 const LAZY: usize = BPF_F_NO_PREALLOC as usize;
@@ -25,6 +25,10 @@ pub static WORKLOADS: HashMap<u64, Workload, 16384, LAZY> = HashMap::new();
 /// Daemon → `connect`. Address of a remote instance → service; lives as long as the instance is in the catalog.
 #[btf_map]
 pub static DESTINATIONS: HashMap<Endpoint, Destination, 262144, LAZY> = HashMap::new();
+
+/// Daemon → `connect`. Virtual IP → service; lives as long as the service is known of.
+#[btf_map]
+pub static VIRTUALS: HashMap<Addr, Virtual, 262144, LAZY> = HashMap::new();
 
 /// Daemon → `connect`, `sk_lookup`. Port of this host → service; lives as long as the configuration names it.
 #[btf_map]

@@ -1,7 +1,7 @@
-//! `cgroup/getpeername4,6`: a program sees the address that it dialled, not the outbound listener.
+//! `cgroup/getpeername4,6`: a program sees the address that it dialled, not where the connection was led instead.
 
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::flow::{SOCKET_CAPTURED, SOCKET_DNS};
+use mesh_common::flow::{SOCKET_CAPTURED, SOCKET_DNS, SOCKET_FLAG_VIRTUAL};
 
 use crate::{context, context::Family, maps};
 
@@ -15,7 +15,8 @@ pub fn peername(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     // SAFETY: not null, and valid as long as the socket, which the call holds.
     let state = unsafe { *state };
-    if matches!(state.disposition, SOCKET_CAPTURED | SOCKET_DNS) {
+    let captured = matches!(state.disposition, SOCKET_CAPTURED | SOCKET_DNS);
+    if captured || state.flags & SOCKET_FLAG_VIRTUAL != 0 {
         context::set_address(ctx, family, state.origin.original_dst);
     }
     1

@@ -1,6 +1,9 @@
 //! What `connect()` may do: from facts to a verdict. No maps, no context, no helpers.
 
-use mesh_common::{event, policy::ServiceId};
+use mesh_common::{
+    event,
+    policy::{NO_SERVICE, ServiceId},
+};
 
 /// Who calls `connect()`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +33,14 @@ pub enum Target {
         permissive: bool,
         /// The caller is in the network namespace of the service, so that the kernel can connect the two.
         reachable: bool,
+    },
+    /// The virtual IP of a service, or of none that is known.
+    Virtual {
+        service: ServiceId,
+        /// Some instance may take it.
+        served: bool,
+        /// One of them is this host's own, which the kernel can connect the caller to.
+        local: bool,
     },
 }
 
@@ -71,8 +82,13 @@ pub fn decide(caller: Caller, target: Target, allowed: bool, mode: Mode) -> Verd
         (Caller::Unmanaged, Target::Outside | Target::Remote { .. }) => Verdict::Pass,
         (Caller::Unmanaged, Target::Local { permissive, .. }) => refuse(permissive, event::REASON_UNMANAGED),
 
+        // A virtual IP leads nowhere but into the mesh.
+        (Caller::Unmanaged, Target::Virtual { .. }) => Verdict::Deny(event::REASON_UNMANAGED),
+
         (Caller::Unclassified, Target::Outside) => Verdict::Pass,
-        (Caller::Unclassified, Target::Remote { .. }) => Verdict::Deny(event::REASON_UNCLASSIFIED),
+        (Caller::Unclassified, Target::Remote { .. } | Target::Virtual { .. }) => {
+            Verdict::Deny(event::REASON_UNCLASSIFIED)
+        }
         (Caller::Unclassified, Target::Local { permissive, .. }) => {
             refuse(permissive, event::REASON_UNCLASSIFIED)
         }
@@ -100,7 +116,32 @@ pub fn decide(caller: Caller, target: Target, allowed: bool, mode: Mode) -> Verd
                 Verdict::Capture { source, destination }
             }
         }
+
+        (Caller::Workload { .. }, Target::Virtual { service: NO_SERVICE, .. }) => {
+            Verdict::Deny(if mode.incomplete { event::REASON_MAP_FULL } else { event::REASON_NO_SERVICE })
+        }
+        // Who may not call a service is not told whether it is there.
+        (Caller::Workload { .. }, Target::Virtual { .. }) if !allowed => {
+            Verdict::Deny(event::REASON_INTENTION)
+        }
+        (Caller::Workload { .. }, Target::Virtual { served: false, .. }) => {
+            Verdict::Deny(event::REASON_NO_INSTANCE)
+        }
+        (Caller::Workload { service: source, .. }, Target::Virtual { service: destination, local, .. }) => {
+            if local && !mode.same_host_mtls {
+                Verdict::Direct { source, destination }
+            } else {
+                Verdict::Capture { source, destination }
+            }
+        }
     }
+}
+
+/// Whether a `connect()` that is denied for `reason` fails as one does that nobody answers (`ECONNREFUSED`), and not as
+/// one that a rule forbids (`EPERM`).
+#[inline(always)]
+pub fn is_refusal(reason: u32) -> bool {
+    reason == event::REASON_NO_INSTANCE
 }
 
 /// What happens to a `bind()` to a port that belongs to `service`, whose programs are known as `listener`.
@@ -153,6 +194,43 @@ mod tests {
         assert_eq!(decide(WEB, elsewhere, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
         let mtls = Mode { same_host_mtls: true, ..LIVE };
         assert_eq!(decide(WEB, local(false), true, mtls), Verdict::Capture { source: 1, destination: 2 });
+    }
+
+    const VIRTUAL: Target = Target::Virtual { service: 2, served: true, local: false };
+
+    #[test]
+    fn a_virtual_ip_is_decided_by_policy_first_then_by_who_serves_it() {
+        assert_eq!(decide(WEB, VIRTUAL, true, LIVE), Verdict::Capture { source: 1, destination: 2 });
+        assert_eq!(decide(WEB, VIRTUAL, false, LIVE), Verdict::Deny(event::REASON_INTENTION));
+        let unserved = Target::Virtual { service: 2, served: false, local: false };
+        assert_eq!(decide(WEB, unserved, true, LIVE), Verdict::Deny(event::REASON_NO_INSTANCE));
+        assert_eq!(decide(WEB, unserved, false, LIVE), Verdict::Deny(event::REASON_INTENTION));
+        assert!(is_refusal(event::REASON_NO_INSTANCE) && !is_refusal(event::REASON_INTENTION));
+    }
+
+    #[test]
+    fn a_virtual_ip_leads_to_this_hosts_own_instance_unless_that_is_not_to_be_direct() {
+        let local = Target::Virtual { service: 2, served: true, local: true };
+        assert_eq!(decide(WEB, local, true, LIVE), Verdict::Direct { source: 1, destination: 2 });
+        assert_eq!(decide(WEB, local, false, LIVE), Verdict::Deny(event::REASON_INTENTION));
+        let mtls = Mode { same_host_mtls: true, ..LIVE };
+        assert_eq!(decide(WEB, local, true, mtls), Verdict::Capture { source: 1, destination: 2 });
+    }
+
+    #[test]
+    fn a_virtual_ip_never_leads_out_of_the_mesh() {
+        let nothing = Target::Virtual { service: NO_SERVICE, served: false, local: false };
+        assert_eq!(decide(WEB, nothing, false, LIVE), Verdict::Deny(event::REASON_NO_SERVICE));
+        let full = Mode { incomplete: true, ..LIVE };
+        assert_eq!(decide(WEB, nothing, false, full), Verdict::Deny(event::REASON_MAP_FULL));
+        for target in [VIRTUAL, nothing] {
+            assert_eq!(decide(Caller::Unmanaged, target, true, LIVE), Verdict::Deny(event::REASON_UNMANAGED));
+            let unclassified = decide(Caller::Unclassified, target, true, LIVE);
+            assert_eq!(unclassified, Verdict::Deny(event::REASON_UNCLASSIFIED));
+            let cold = Mode { synced: false, ..LIVE };
+            assert_eq!(decide(WEB, target, true, cold), Verdict::Deny(event::REASON_NOT_SYNCED));
+            assert_eq!(decide(Caller::Exempt, target, false, LIVE), Verdict::Pass);
+        }
     }
 
     #[test]

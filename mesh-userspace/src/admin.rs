@@ -15,7 +15,7 @@ pub use server::{AdminServer, BindError};
 pub use status::{
     Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
     FlowState, FlowStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport, Timestamp,
-    UncapturedStatus, WorkloadStatus,
+    UncapturedStatus, VirtualServiceStatus, WorkloadStatus,
 };
 
 use crate::identity::ServiceName;

@@ -11,6 +11,7 @@ mod place;
 mod services;
 mod signals;
 mod status;
+pub mod virtual_ips;
 mod visitor;
 
 use std::{
@@ -169,6 +170,9 @@ impl Daemon {
         let main_address = *advertised.first().context(
             "this host has no address that others could use: set address.advertise (or bring an interface up)",
         )?;
+        if let Some(conflict) = virtual_ips::conflicts(&config.address.virtual_ranges).into_iter().next() {
+            anyhow::bail!(conflict);
+        }
         let embedded = listeners::start_embedded(&config, main_address).await?;
         let mut services = Services::default();
         let inbound = services.apply(&config)?;

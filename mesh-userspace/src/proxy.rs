@@ -1,7 +1,7 @@
 //! The proxy: carries captured flows between programs and the mesh.
 //!
 //! ```text
-//! outbound:  program → listener → captured flow → decision → dial → tls → copy
+//! outbound:  program → listener → captured flow → decision → upstream (balance → dial → tls) → copy
 //! inbound:   mesh port → tls → decision → dial the program → copy
 //! guard:     a protected port, dialled around the mesh → reset
 //! ```
@@ -12,6 +12,7 @@
 
 mod accept;
 mod audit;
+mod balance;
 mod copy;
 mod decision;
 mod flow;
@@ -23,6 +24,7 @@ mod socket;
 mod table;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,7 +32,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{Ordering, fence},
+        atomic::{AtomicU64, Ordering, fence},
     },
     time::{Duration, Instant},
 };
@@ -117,6 +119,7 @@ struct Shared {
     connections: TaskTracker,
     guard_log: audit::RateLimit,
     refusal_log: audit::RateLimit,
+    failovers: AtomicU64,
 }
 
 /// Starts serving; call it inside a tokio runtime.
@@ -142,6 +145,7 @@ pub fn start(
         connections: TaskTracker::new(),
         guard_log: audit::RateLimit::per_second(10),
         refusal_log: audit::RateLimit::per_second(100),
+        failovers: AtomicU64::new(0),
     });
     let (listeners, stop) = (TaskTracker::new(), CancellationToken::new());
     for listener in guards {
@@ -259,6 +263,11 @@ impl ProxyHandle {
         self.shared.flows.ended()
     }
 
+    /// How often an instance did not take a flow to a virtual IP, and the next one was tried.
+    pub fn failovers(&self) -> u64 {
+        self.shared.failovers.load(Ordering::Relaxed)
+    }
+
     /// Stops accepting, waits until `deadline` for the flows to end, cuts the rest, and returns how many that were.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.stop.cancel();
@@ -331,6 +340,10 @@ impl Shared {
         flow.set_tls(version);
         flow.set_open();
         audit::allowed(flow, version);
+    }
+
+    fn failed_over(&self) {
+        self.failovers.fetch_add(1, Ordering::Relaxed);
     }
 
     fn end(&self, flow: OpenFlow, outcome: Result<(), Reason>) {

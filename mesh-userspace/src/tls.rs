@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub use configs::{Client, ConfigError, TlsConfigs};
+pub use configs::{Accepting, Client, ConfigError, READY, TlsConfigs};
 pub use peer_error::{PeerError, refusal};
 #[cfg(test)]
 pub(crate) use verify::testing_verify;

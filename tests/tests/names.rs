@@ -158,7 +158,7 @@ fn programs_connect_by_name() {
     mesh.allow("web", "db", 5432);
     virtual_ip(&mesh);
     let host = &mesh.a.host;
-    for name in ["db.service.consul", "db.service.mesh"] {
+    for name in ["db.mesh", "db.service.consul", "db.service.mesh"] {
         let said = host.run("web", &psql(name, "5432", "select 6*7")).ok();
         assert_eq!(said.trim(), "42", "{name}");
         let refused = host.run("other", &psql(name, "5432", "select 6*7")).fails();

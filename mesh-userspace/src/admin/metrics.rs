@@ -33,7 +33,7 @@ struct OfHook {
 
 type Values<L> = Family<L, Gauge>;
 
-/// Returns `report` as metrics, all of them named `meshnode_…`. Labels are names that the configuration fixes, so their
+/// Returns `report` as metrics, all of them named `meshnode_…`. Labels are names that the configuration or the catalog fixes, so their
 /// number does not grow with traffic.
 pub fn encode(report: &StatusReport) -> String {
     let mut registry = Registry::with_prefix("meshnode");
@@ -128,6 +128,14 @@ fn services(registry: &mut Registry, report: &StatusReport) {
     for service in &report.services {
         healthy.get_or_create(&of(&service.name)).set((service.health == "passing").into());
     }
+    let (instances, serving) = (Values::<OfService>::default(), Values::<OfService>::default());
+    for service in &report.virtual_services {
+        let value = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        instances.get_or_create(&of(&service.service)).set(value(service.instances));
+        serving.get_or_create(&of(&service.service)).set(value(service.healthy));
+    }
+    registry.register("service_instances", "Known instances of a service that has a virtual IP", instances);
+    registry.register("service_healthy_instances", "Those of them whose checks pass", serving);
     for certificate in &report.certificates {
         left.get_or_create(&of(&certificate.service)).set(certificate.seconds_left);
         failing.get_or_create(&of(&certificate.service)).set(certificate.renewal_error.is_some().into());

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::SystemTime,
 };
 
@@ -51,6 +51,8 @@ pub struct StatusReport {
     pub workloads: Vec<WorkloadStatus>,
     /// Services of this host that have a port.
     pub services: Vec<ServiceStatus>,
+    /// Services that have virtual IPs, this host's or others'.
+    pub virtual_services: Vec<VirtualServiceStatus>,
     /// Live flows.
     pub flows: Vec<FlowStatus>,
     /// Connections in clear that would be the mesh's, had they been opened now: from before the daemon knew of them.
@@ -142,6 +144,19 @@ pub struct ServiceStatus {
     pub mesh_port: Option<u16>,
     /// `passing`, `warning`, `critical`, or `unknown`.
     pub health: String,
+}
+
+/// A service by its virtual IPs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VirtualServiceStatus {
+    pub service: String,
+    pub virtual_ipv4: Option<Ipv4Addr>,
+    pub virtual_ipv6: Option<Ipv6Addr>,
+    /// The one that Consul itself gave it.
+    pub consul_ipv4: Option<Ipv4Addr>,
+    /// Known instances, and those of them whose checks pass.
+    pub instances: usize,
+    pub healthy: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -151,6 +151,11 @@ impl VirtualIps {
         self.consul.iter().filter(|(_, name)| *name == service).map(|(ip, _)| *ip).min()
     }
 
+    /// Returns every service that was given an address, by name.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceName, VirtualIp)> {
+        self.of.iter().filter(|(_, ip)| ip.iter().next().is_some()).map(|(name, ip)| (name, *ip))
+    }
+
     /// Returns the service that `address` means, whatever the port.
     pub fn service_at(&self, address: IpAddr) -> Option<&ServiceName> {
         let consul = |ip| if let IpAddr::V4(v4) = ip { self.consul.get(&v4) } else { None };

@@ -1,6 +1,6 @@
 //! `meshnode service`: registering with, and listing from, the control plane's catalog.
 
-use std::{fs, io::Read, path::PathBuf};
+use std::{collections::HashMap, fs, io::Read, net::IpAddr, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -64,7 +64,7 @@ pub async fn run(global: &Global, command: ServiceCommand) -> Result<u8, Failure
     let api = target::control_plane(global)?;
     match command {
         ServiceCommand::Register(args) => register(&api, &args).await,
-        ServiceCommand::List { service, json } => list(&api, service, json).await,
+        ServiceCommand::List { service, json } => list(&api, service, json, &virtual_ips(global).await).await,
     }
 }
 
@@ -159,6 +159,9 @@ struct Row {
     /// Where it takes mTLS; `None` for one that is not in the mesh.
     mesh: Option<String>,
     health: String,
+    /// Those of the service, where this host's daemon knows them.
+    #[serde(rename = "VirtualIPs")]
+    virtual_ips: Vec<IpAddr>,
 }
 
 /// The worst of its checks, as Consul aggregates them.
@@ -167,7 +170,23 @@ fn health(entry: &HealthEntry) -> &'static str {
     ["maintenance", "critical", "warning"].into_iter().find(|status| has(*status)).unwrap_or("passing")
 }
 
-async fn list(api: &Client, service: Option<ServiceName>, json: bool) -> Result<u8, Failure> {
+/// Returns the virtual IPs of services, as the daemon of this host knows them; nothing where there is none to ask.
+async fn virtual_ips(global: &Global) -> HashMap<String, Vec<IpAddr>> {
+    let Ok(admin) = target::admin(global) else { return HashMap::new() };
+    let Ok(report) = admin.status().await else { return HashMap::new() };
+    let all = report.virtual_services.into_iter().map(|service| {
+        let v4 = service.virtual_ipv4.map(IpAddr::V4).into_iter();
+        (service.service, v4.chain(service.virtual_ipv6.map(IpAddr::V6)).collect())
+    });
+    all.collect()
+}
+
+async fn list(
+    api: &Client,
+    service: Option<ServiceName>,
+    json: bool,
+    virtual_ips: &HashMap<String, Vec<IpAddr>>,
+) -> Result<u8, Failure> {
     let mut rows = Vec::new();
     let names = match service {
         Some(name) => vec![name.to_string()],
@@ -176,11 +195,14 @@ async fn list(api: &Client, service: Option<ServiceName>, json: bool) -> Result<
     for name in names {
         rows.extend(instances(api, &name).await?);
     }
+    for row in &mut rows {
+        row.virtual_ips = virtual_ips.get(&row.service).cloned().unwrap_or_default();
+    }
     if json {
         print_json(&rows)?;
         return Ok(exit::OK);
     }
-    let mut table = Table::new(&["SERVICE", "ID", "NODE", "ADDRESS", "MESH", "HEALTH"], &[1]);
+    let mut table = Table::new(&["SERVICE", "ID", "NODE", "ADDRESS", "MESH", "HEALTH", "VIRTUAL IPS"], &[1]);
     for row in &rows {
         let colour = match row.health.as_str() {
             "passing" => Colour::Good,
@@ -194,6 +216,7 @@ async fn list(api: &Client, service: Option<ServiceName>, json: bool) -> Result<
             at(&row.address, row.port).into(),
             row.mesh.as_deref().unwrap_or("-").into(),
             Cell::coloured(&row.health, colour),
+            row.virtual_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ").into(),
         ]);
     }
     print(&if rows.is_empty() {
@@ -227,6 +250,7 @@ async fn instances(api: &Client, name: &str) -> Result<Vec<Row>, ApiError> {
         port: entry.service.port,
         mesh: mesh(entry),
         health: health(entry).to_owned(),
+        virtual_ips: Vec::new(),
     };
     Ok(own.iter().map(row).collect())
 }

@@ -73,6 +73,7 @@ async fn fetch(admin: &Admin, args: &StatusArgs) -> Result<StatusReport, Failure
 pub fn only(mut report: StatusReport, service: &str) -> StatusReport {
     report.workloads.retain(|workload| workload.service == service);
     report.services.retain(|entry| entry.name == service);
+    report.virtual_services.retain(|entry| entry.service == service);
     report.certificates.retain(|certificate| certificate.service == service);
     report.uncaptured.retain(|one| one.source == service || one.destination == service);
     report.flows.retain(|flow| flow.source == service || flow.destination == service);

@@ -378,7 +378,8 @@ impl Discovery {
         let changed = self.published.as_ref() != Some(&instances);
         if changed {
             tracing::debug!(instances = instances.len(), "catalog changed");
-            let catalog = Arc::new(Catalog::new(instances.iter().cloned(), &self.shared.settings.node));
+            let before = self.shared.state.load().catalog.clone().unwrap_or_default();
+            let catalog = Arc::new(Catalog::after(&before, instances.iter().cloned(), &settings.node));
             self.shared.state.update(|mesh| mesh.catalog = Some(Arc::clone(&catalog)));
             self.shared.cache.save(Item::Catalog, instances.clone());
             self.published = Some(instances);

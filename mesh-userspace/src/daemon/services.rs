@@ -43,6 +43,7 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
         .map(|s| LocalService {
             name: s.name.clone(),
             port: s.protected.as_ref().map(|p| p.port),
+            address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
             known_as: known_as(s, &config.services).clone(),
         })

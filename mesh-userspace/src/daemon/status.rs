@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::Daemon;
+use super::{Daemon, virtual_ips};
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
@@ -39,6 +39,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
         }
     };
+    let mesh = std::sync::Arc::clone(&daemon.mesh.load());
     let engine = daemon.kernel.lock();
     let cgroups = engine.workloads(&daemon.governed);
     let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
@@ -53,6 +54,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         attachments: engine.attachments().into_iter().map(|a| attachment(daemon, a)).collect(),
         workloads: workloads(&config, &cgroups, &daemon.mesh.load()),
         services: services(daemon, &config),
+        virtual_services: virtual_ips::services(&mesh),
         flows,
         uncaptured: engine.uncaptured(connections).iter().map(|one| uncaptured_status(daemon, one)).collect(),
         recent: recent(&ended, &daemon.recent.list(), now),
@@ -64,6 +66,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .degraded()
             .into_iter()
             .chain(listed)
+            .chain(virtual_ips::degraded(&mesh))
             .chain(daemon.embedded().and_then(|embedded| embedded.ca_warning()))
             .collect(),
         exempt: exempt(daemon, &config, &cgroups),
@@ -232,7 +235,7 @@ fn direct(direct: &Direct) -> FlowStatus {
         source: direct.source.to_string(),
         destination: direct.destination.to_string(),
         original_dst: Some(direct.original_dst),
-        instance: Some(direct.original_dst),
+        instance: Some(direct.remote),
         state: FlowState::Direct,
         tls: None,
         bytes_sent: direct.bytes_sent,
@@ -367,6 +370,7 @@ fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) ->
         all.insert(name.into(), value);
     }
     all.insert("flows_opened".into(), daemon.proxy().flows().opened());
+    all.insert("outbound_failovers".into(), daemon.proxy().failovers());
     all.insert("flows_live".into(), daemon.proxy().flows().live());
     all
 }

@@ -2,20 +2,26 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use mesh_common::{
-    addr::{Addr, Endpoint, Port},
+    addr::{Addr, AddrRange, Endpoint, Port},
     policy::{
         Destination, Name, POLICY_ALLOW, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey,
-        SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, Workload,
+        SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, VIRTUAL_LOCAL, VIRTUAL_SERVED,
+        Virtual, Workload,
     },
 };
 
 use super::{classify::Classified, names::Names};
-use crate::{catalog::Catalog, identity::ServiceName, intention::Intentions, state::Mesh};
+use crate::{
+    catalog::{Catalog, InstanceHealth, IpRange, Placed, VirtualIps},
+    identity::ServiceName,
+    intention::Intentions,
+    state::Mesh,
+};
 
 /// A service of this host, as far as the kernel cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub struct LocalService {
     pub name: ServiceName,
     /// The port that its programs listen on, when it is protected.
     pub port: Option<u16>,
+    /// Where its program is dialled, with that port.
+    pub address: IpAddr,
     pub permissive: bool,
     /// The service that its programs are known as: itself, unless an earlier one selects the same cgroups.
     pub known_as: ServiceName,
@@ -48,6 +56,8 @@ pub struct Desired {
     pub workloads: HashMap<u64, Workload>,
     /// `None`: the same as last time.
     pub destinations: Option<HashMap<Endpoint, Destination>>,
+    /// `None`: the same as last time.
+    pub virtuals: Option<HashMap<Addr, Virtual>>,
     pub protected: HashMap<ProtectedKey, Protected>,
     /// `None`: the same as last time.
     pub policy: Option<HashMap<PolicyKey, u32>>,
@@ -60,7 +70,11 @@ pub struct Desired {
 pub struct Seen {
     catalog: Option<Arc<Catalog>>,
     intentions: Option<Arc<Intentions>>,
+    virtual_ips: Option<Arc<VirtualIps>>,
+    services: Vec<LocalService>,
     local: HashSet<ServiceName>,
+    /// The control plane did not answer.
+    out_of_date: bool,
     addresses: HashSet<IpAddr>,
     /// Nothing was seen, or the maps do not hold all of it.
     stale: bool,
@@ -76,25 +90,44 @@ impl Seen {
         self.stale = true;
     }
 
-    /// Takes in what is there now; returns whether destinations, and the policy, may be others than before.
-    fn compare(&mut self, view: &View<'_>, local: &HashSet<&ServiceName>) -> (bool, bool) {
+    /// Takes in what is there now; returns what may be another than before.
+    fn compare(&mut self, view: &View<'_>, local: &HashSet<&ServiceName>) -> Moved {
         let same = |a: Option<*const ()>, b: Option<*const ()>| a == b;
         let catalog = same(address(&self.catalog), address(&view.mesh.catalog));
         let intentions = same(address(&self.intentions), address(&view.mesh.intentions));
+        let virtual_ips =
+            self.virtual_ips.as_ref().is_some_and(|known| Arc::ptr_eq(known, &view.mesh.virtual_ips));
+        let health = self.out_of_date == view.mesh.stale_since.is_some() && self.services == view.services;
         let locals = self.local.len() == local.len() && local.iter().all(|name| self.local.contains(*name));
         let addresses = self.addresses == *view.addresses;
         let stale = std::mem::take(&mut self.stale);
         // Held, so that no later one gets the same address.
         self.catalog.clone_from(&view.mesh.catalog);
         self.intentions.clone_from(&view.mesh.intentions);
+        self.virtual_ips = Some(Arc::clone(&view.mesh.virtual_ips));
+        self.out_of_date = view.mesh.stale_since.is_some();
+        if !health {
+            self.services = view.services.to_vec();
+        }
         if !locals {
             self.local = local.iter().copied().cloned().collect();
         }
         if !addresses {
             self.addresses.clone_from(view.addresses);
         }
-        (stale || !catalog || !addresses, stale || !catalog || !intentions || !locals)
+        Moved {
+            destinations: stale || !catalog || !addresses,
+            virtuals: stale || !catalog || !virtual_ips || !health,
+            policy: stale || !catalog || !virtual_ips || !intentions || !locals,
+        }
     }
+}
+
+/// Which maps may have to hold something else.
+struct Moved {
+    destinations: bool,
+    virtuals: bool,
+    policy: bool,
 }
 
 /// Returns the address of what is shared, to compare it by.
@@ -110,14 +143,15 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
         .map(|s| &s.name)
         .chain(view.workloads.values().filter_map(|w| w.service.as_ref()))
         .collect();
-    let (destinations_moved, policy_moved) = seen.compare(view, &local);
+    let moved = seen.compare(view, &local);
     let catalog = view.mesh.catalog.as_deref();
     // Others have their numbers already, when neither moved.
-    let instances = catalog.filter(|_| destinations_moved || policy_moved);
+    let instances = catalog.filter(|_| moved.destinations || moved.policy);
     let known: HashSet<&ServiceName> = local
         .iter()
         .copied()
         .chain(instances.into_iter().flat_map(|c| c.instances().map(|i| &i.service)))
+        .chain(view.mesh.virtual_ips.iter().filter(|_| moved.virtuals || moved.policy).map(|(_, name)| name))
         .collect();
     let added = names.assign(known.iter().copied());
     let id = |name: &ServiceName| names.id(name).expect("every known name was assigned above");
@@ -130,7 +164,7 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
                 (*cgroup, Workload { service: c.service.as_ref().map_or(0, id), flags: c.flags })
             })
             .collect(),
-        destinations: destinations_moved.then(|| {
+        destinations: moved.destinations.then(|| {
             catalog
                 .into_iter()
                 .flat_map(|c| c.instances())
@@ -138,13 +172,14 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
                 .map(|i| (Endpoint::from(i.address), Destination { service: id(&i.service), pad: 0 }))
                 .collect()
         }),
+        virtuals: moved.virtuals.then(|| virtuals(view, id)),
         protected: view
             .services
             .iter()
             .filter_map(|s| Some((s, s.port?)))
             .map(|(s, port)| protected(s, port, id))
             .collect(),
-        policy: policy_moved.then(|| policy(view.mesh, &local, &known, id)),
+        policy: moved.policy.then(|| policy(view.mesh, &local, &known, id)),
         host_addrs: view.addresses.iter().map(|ip| (Addr::from(*ip), 1)).collect(),
         settings: Settings {
             flags: if view.mesh.is_synced() { SETTINGS_SYNCED } else { 0 }
@@ -153,9 +188,38 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
             pad: 0,
             classified_up_to: view.classified_up_to,
             host_netns: view.host_netns,
+            virtual4: range(view.mesh.virtual_ips.ranges().v4),
+            virtual6: range(view.mesh.virtual_ips.ranges().v6),
         },
     };
     (desired, added)
+}
+
+fn range(range: Option<IpRange>) -> AddrRange {
+    range.map_or(AddrRange::NONE, |range| AddrRange::new(range.first(), range.prefix()))
+}
+
+/// Returns what each virtual IP means. While the control plane does not answer, health may be that of long ago: then a
+/// service is served if it has any instance, and the proxy finds out.
+fn virtuals(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap<Addr, Virtual> {
+    let trusted = view.mesh.stale_since.is_none();
+    let serves = |placed: &&Placed| !trusted || placed.instance.health != InstanceHealth::Critical;
+    let of = |(ip, name): (IpAddr, &ServiceName)| {
+        let instances = view.mesh.catalog.as_deref().map_or(&[][..], |catalog| catalog.instances_of(name));
+        let own = instances.iter().filter(serves).any(|placed| placed.own);
+        let program = view.services.iter().filter(|s| own && s.name == *name);
+        let program = program
+            .filter_map(|s| Some(SocketAddr::new(s.address, s.port?)))
+            .find(|to| to.is_ipv4() == ip.is_ipv4());
+        let served = if instances.iter().any(|placed| serves(&placed)) { VIRTUAL_SERVED } else { 0 };
+        let value = Virtual {
+            service: id(name),
+            flags: served | if program.is_some() { VIRTUAL_LOCAL } else { 0 },
+            local: program.map_or(Endpoint::UNSPECIFIED, Endpoint::from),
+        };
+        (Addr::from(ip), value)
+    };
+    view.mesh.virtual_ips.iter().map(of).collect()
 }
 
 fn is_own(ip: IpAddr, addresses: &HashSet<IpAddr>) -> bool {
@@ -221,8 +285,13 @@ mod tests {
     }
 
     fn build_after(mesh: &Mesh, names: &mut Names, seen: &mut Seen) -> Desired {
-        let services =
-            [LocalService { name: name("web"), port: Some(80), permissive: false, known_as: name("web") }];
+        let services = [LocalService {
+            name: name("web"),
+            port: Some(80),
+            address: "127.0.0.1".parse().unwrap(),
+            permissive: false,
+            known_as: name("web"),
+        }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
         let view = View {
@@ -287,6 +356,61 @@ mod tests {
         assert_eq!(cold.protected.len(), 1, "protection does not wait for the control plane");
         assert_eq!(build(&mesh(Action::Allow), &mut names).settings.flags & SETTINGS_SYNCED, SETTINGS_SYNCED);
     }
+
+    /// The mesh of `mesh`, in which each service has virtual IPs.
+    fn named() -> Mesh {
+        let ranges = crate::config::Config::default().address.virtual_ranges;
+        let mut ips = VirtualIps::restore(ranges, std::collections::BTreeMap::new());
+        ips.allocate([&name("web"), &name("db"), &name("mail")], |_| false);
+        Mesh { virtual_ips: Arc::new(ips), ..mesh(Action::Allow) }
+    }
+
+    fn virtual_of(mesh: &Mesh, service: &str, v6: bool) -> Virtual {
+        let ip = mesh.virtual_ips.of(&name(service)).unwrap();
+        let ip = if v6 { IpAddr::V6(ip.v6.unwrap()) } else { IpAddr::V4(ip.v4.unwrap()) };
+        build(mesh, &mut Names::default()).virtuals.unwrap()[&Addr::from(ip)]
+    }
+
+    #[test]
+    fn a_virtual_ip_is_served_by_what_is_not_critical_and_first_by_this_host() {
+        let mut mesh = named();
+        assert_eq!(virtual_of(&mesh, "db", false).flags, VIRTUAL_SERVED);
+        assert_eq!(virtual_of(&mesh, "mail", true).flags, 0, "nobody has heard of an instance");
+        let web = virtual_of(&mesh, "web", false);
+        assert_eq!(web.flags, VIRTUAL_SERVED | VIRTUAL_LOCAL);
+        assert_eq!(SocketAddr::from(web.local).to_string(), "127.0.0.1:80");
+        assert_eq!(virtual_of(&mesh, "web", true).flags, VIRTUAL_SERVED, "its program listens on IPv4 only");
+
+        let ill = |service, node, address| Instance {
+            health: InstanceHealth::Critical,
+            ..instance(service, node, address)
+        };
+        let all = [ill("db", "b", "10.0.0.2:5432"), ill("web", "a", "10.0.0.1:80")];
+        mesh.catalog = Some(Arc::new(Catalog::new(all, "a")));
+        assert_eq!(virtual_of(&mesh, "db", false).flags, 0);
+        assert_eq!(virtual_of(&mesh, "web", false).flags, 0);
+        mesh.stale_since = Some(std::time::SystemTime::UNIX_EPOCH);
+        assert_eq!(virtual_of(&mesh, "db", false).flags, VIRTUAL_SERVED, "it may have recovered since");
+        assert_eq!(virtual_of(&mesh, "mail", false).flags, 0);
+    }
+
+    #[test]
+    fn ranges_and_allowed_pairs_of_virtual_ips_reach_the_kernel() {
+        let (mesh, mut names) = (named(), Names::default());
+        let all = build(&mesh, &mut names);
+        let ip = mesh.virtual_ips.of(&name("mail")).unwrap();
+        let (v4, v6) = (Addr::from(IpAddr::V4(ip.v4.unwrap())), Addr::from(IpAddr::V6(ip.v6.unwrap())));
+        assert!(all.settings.virtual4.contains(&v4) && all.settings.virtual6.contains(&v6));
+        assert!(!all.settings.virtual4.contains(&v6));
+        assert_eq!(all.virtuals.unwrap().len(), 6);
+        let pair = |to| PolicyKey {
+            source: names.id(&name("web")).unwrap(),
+            destination: names.id(&name(to)).unwrap(),
+        };
+        let policy = all.policy.unwrap();
+        assert!(policy.contains_key(&pair("db")) && !policy.contains_key(&pair("mail")));
+    }
+
     #[test]
     fn only_what_may_have_changed_is_made_anew() {
         let (mut names, mut seen) = (Names::default(), Seen::nothing());

@@ -21,6 +21,8 @@ pub struct Direct {
     pub program: String,
     pub original_dst: SocketAddr,
     pub local: SocketAddr,
+    /// Where it leads; another than what was dialled, for a virtual IP.
+    pub remote: SocketAddr,
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub age: Duration,
@@ -55,6 +57,7 @@ impl DirectMap {
                     program: comm_text(&flow.origin.comm),
                     original_dst: flow.origin.original_dst.into(),
                     local: flow.local.into(),
+                    remote: flow.remote.into(),
                     bytes_sent: bytes.sent,
                     bytes_received: bytes.received,
                     age: now.saturating_sub(Duration::from_nanos(flow.origin.opened_ns)),

@@ -9,7 +9,9 @@ use std::{
 
 use mesh_common::addr::Addr;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::ifaddrs::getifaddrs;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+
+use crate::catalog::IpRange;
 
 /// Returns the cookie of the calling thread's network namespace.
 pub fn netns_cookie() -> io::Result<u64> {
@@ -45,6 +47,26 @@ pub fn addresses() -> io::Result<HashSet<IpAddr>> {
                 _ => return None,
             };
             (!Addr::from(ip).is_loopback()).then_some(ip)
+        })
+        .collect())
+}
+
+/// Returns the networks that this namespace's interfaces are in, with the interfaces' names.
+pub fn networks() -> io::Result<Vec<(String, IpRange)>> {
+    let interfaces = getifaddrs().map_err(io::Error::from)?;
+    let ip = |storage: Option<SockaddrStorage>| {
+        let storage = storage?;
+        let v4 = storage.as_sockaddr_in().map(|sa| IpAddr::V4(sa.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|sa| IpAddr::V6(sa.ip())))
+    };
+    Ok(interfaces
+        .filter_map(|interface| {
+            let prefix = match ip(interface.netmask)? {
+                IpAddr::V4(mask) => u32::from(mask).leading_ones(),
+                IpAddr::V6(mask) => u128::from(mask).leading_ones(),
+            };
+            let prefix = u8::try_from(prefix).expect("invariant: at most 128");
+            Some((interface.interface_name, IpRange::of(ip(interface.address)?, prefix)))
         })
         .collect())
 }

@@ -148,9 +148,10 @@ pub const HOOKS: [Hook; 13] = [
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
 ];
 
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 16] = [
     map::WORKLOADS,
     map::DESTINATIONS,
+    map::VIRTUALS,
     map::PROTECTED,
     map::POLICY,
     map::HOST_ADDRS,

@@ -18,7 +18,7 @@ use mesh_common::{
     map,
     policy::{
         Destination, Name, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey, SETTINGS_INCOMPLETE,
-        ServiceId, Settings, Workload,
+        ServiceId, Settings, Virtual, Workload,
     },
 };
 
@@ -97,6 +97,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 pub struct Tables {
     workloads: Table<u64, Workload>,
     destinations: Table<Endpoint, Destination>,
+    virtuals: Table<Addr, Virtual>,
     protected: Table<ProtectedKey, Protected>,
     policy: Table<PolicyKey, u32>,
     host_addrs: Table<Addr, u32>,
@@ -126,6 +127,7 @@ impl Tables {
         Ok(Self {
             workloads: Table::open(ebpf, map::WORKLOADS)?,
             destinations: Table::open(ebpf, map::DESTINATIONS)?,
+            virtuals: Table::open(ebpf, map::VIRTUALS)?,
             protected: Table::open(ebpf, map::PROTECTED)?,
             policy: Table::open(ebpf, map::POLICY)?,
             host_addrs: Table::open(ebpf, map::HOST_ADDRS)?,
@@ -187,7 +189,10 @@ impl Tables {
 
     /// Whether the maps hold all that they should; what they do not is tried again.
     pub fn is_settled(&self) -> bool {
-        self.incomplete.is_empty() && !self.policy.refused && !self.destinations.refused
+        self.incomplete.is_empty()
+            && !self.policy.refused
+            && !self.destinations.refused
+            && !self.virtuals.refused
     }
 
     /// Brings the maps to `desired`; `names` are entries of `NAMES` that are new.
@@ -206,6 +211,7 @@ impl Tables {
             (map::NAMES, !refused.is_empty()),
             (map::HOST_ADDRS, !self.host_addrs.grow(&desired.host_addrs).is_empty()),
             (map::PROTECTED, !self.protected.grow(&desired.protected).is_empty()),
+            (map::VIRTUALS, desired.virtuals.as_ref().is_some_and(|v| !self.virtuals.grow(v).is_empty())),
             (
                 map::DESTINATIONS,
                 desired.destinations.as_ref().is_some_and(|d| !self.destinations.grow(d).is_empty()),
@@ -234,6 +240,9 @@ impl Tables {
             self.current = Some(desired.settings);
         }
         self.retire(&desired, now);
+        if let Some(virtuals) = &desired.virtuals {
+            self.virtuals.shrink(|key| virtuals.contains_key(key));
+        }
         self.protected.shrink(|key| desired.protected.contains_key(key));
         self.host_addrs.shrink(|key| desired.host_addrs.contains_key(key));
         Ok(())

@@ -1,6 +1,7 @@
 //! The audit log (tracing target `audit`): one line for each decision, with who and why.
 
 use std::{
+    net::SocketAddr,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -58,6 +59,22 @@ pub(super) fn refused(flow: &Flow, reason: &Reason, unlogged: u64) {
         dialled = origin.and_then(|o| o.original_dst).or(flow.start.dialled).map(display),
         program = origin.map(|o| o.program.as_str()),
         pid = origin.map(|o| o.pid),
+        reason = reason.name(),
+        detail = display(reason),
+        unlogged_before = unlogged,
+    );
+}
+
+/// Notes that `instance` did not take `flow`, and the next one is tried.
+pub(super) fn failed_over(flow: &Flow, instance: SocketAddr, reason: &Reason, limit: &RateLimit) {
+    let (Some(origin), Some(unlogged)) = (flow.origin(), limit.permit(Instant::now())) else { return };
+    info!(
+        target: AUDIT,
+        decision = "failover",
+        flow = flow.id,
+        source = display(&origin.source),
+        destination = display(&origin.destination),
+        instance = display(instance),
         reason = reason.name(),
         detail = display(reason),
         unlogged_before = unlogged,

@@ -7,7 +7,7 @@ use super::{
     reason::Reason,
 };
 use crate::{
-    catalog::Instance,
+    catalog::Placed,
     identity::{Leaf, Roots, ServiceName, SpiffeId},
     intention::{Action, Intention, Intentions},
     state::Mesh,
@@ -19,10 +19,18 @@ pub(super) struct Identity {
     pub(super) roots: Arc<Roots>,
 }
 
-/// Where a origin connection goes, and as whom.
+/// Where a captured connection goes, and as whom.
 pub(super) struct Route {
     pub(super) identity: Identity,
-    pub(super) instance: Arc<Instance>,
+    pub(super) targets: Targets,
+}
+
+/// The instances that a dialled address means.
+pub(super) enum Targets {
+    /// The one that has it.
+    One(Placed),
+    /// A virtual IP means all of its service's; there is one at least.
+    AnyOf(Arc<[Placed]>),
 }
 
 /// Returns the route of a captured connection to `original_dst`, if it may be at all.
@@ -35,15 +43,22 @@ pub(super) fn route(
     let Origin { source, destination, .. } = origin;
     authorize(mesh, source, destination)?;
     let catalog = mesh.catalog.as_ref().ok_or(Reason::NotSynced)?;
-    let instance = catalog
-        .instance_at(original_dst)
-        .or_else(|| catalog.own_instance(destination, original_dst.port()))
-        .ok_or_else(|| Reason::NoInstance(destination.clone()))?;
-    if instance.service != *destination {
-        let (expected, found) = (destination.clone(), instance.service.clone());
-        return Err(Reason::OtherService { expected, found });
-    }
-    Ok(Route { identity: identity(mesh, source, now)?, instance: instance.clone() })
+    let expected = |found: &ServiceName| match destination == found {
+        true => Ok(()),
+        false => Err(Reason::OtherService { expected: destination.clone(), found: found.clone() }),
+    };
+    // In the kernel's order: an instance's own address is that instance, even among those of virtual IPs.
+    let targets = if let Some(placed) = catalog.placed_at(original_dst) {
+        expected(&placed.instance.service)?;
+        Some(Targets::One(placed.clone()))
+    } else if let Some(service) = mesh.virtual_ips.service_at(original_dst.ip()) {
+        expected(service)?;
+        catalog.share_of(destination).map(Targets::AnyOf)
+    } else {
+        catalog.own_placed(destination, original_dst.port()).cloned().map(Targets::One)
+    };
+    let targets = targets.ok_or_else(|| Reason::NoInstance(destination.clone()))?;
+    Ok(Route { identity: identity(mesh, source, now)?, targets })
 }
 
 /// Refuses a peer of another namespace than `service` of this host: intentions name services of that one, and another's
@@ -127,9 +142,12 @@ impl Grounds {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{
-        catalog::{Catalog, InstanceHealth},
+        catalog::{Catalog, Instance, InstanceHealth, VirtualIps},
+        config::Config,
         tls::test_pki::Ca,
     };
 
@@ -182,10 +200,48 @@ mod tests {
         route_of(mesh, origin, SystemTime::now()).err().map(|reason| reason.name())
     }
 
+    fn named(mesh: &mut Mesh) -> std::net::Ipv4Addr {
+        let mut ips = VirtualIps::restore(Config::default().address.virtual_ranges, BTreeMap::new());
+        let db = "db".parse().unwrap();
+        ips.allocate([&db, &"mail".parse().unwrap()], |_| false);
+        let ip = ips.of(&db).unwrap().v4.unwrap();
+        mesh.virtual_ips = Arc::new(ips);
+        ip
+    }
+
+    #[test]
+    fn a_virtual_ip_means_all_instances_of_its_service_at_any_port() {
+        let mut mesh = mesh();
+        let ip = named(&mut mesh);
+        for port in [1, 5432] {
+            let dialled = SocketAddr::new(ip.into(), port);
+            let route = super::route(&mesh, &origin(), dialled, SystemTime::now()).unwrap();
+            assert!(matches!(route.targets, Targets::AnyOf(all) if all.len() == 1));
+        }
+    }
+
+    #[test]
+    fn a_virtual_ip_that_is_not_the_destinations_or_has_no_instance_is_refused() {
+        let mut mesh = mesh();
+        let ip = named(&mut mesh);
+        let refused = |mesh: &Mesh, origin: &Origin, dialled| {
+            super::route(mesh, origin, SocketAddr::new(dialled, 1), SystemTime::now())
+                .err()
+                .map(|reason| reason.name())
+        };
+        let mail = mesh.virtual_ips.of(&"mail".parse().unwrap()).unwrap().v4.unwrap();
+        assert_eq!(refused(&mesh, &origin(), mail.into()), Some("other-service"));
+        let denied = Origin { source: "mallory".parse().unwrap(), ..origin() };
+        assert_eq!(refused(&mesh, &denied, ip.into()), Some("not-allowed"));
+        mesh.catalog = Some(Arc::default());
+        assert_eq!(refused(&mesh, &origin(), ip.into()), Some("no-instance"));
+    }
+
     #[test]
     fn an_allowed_flow_gets_the_instance_that_was_dialled_and_the_callers_leaf() {
         let route = route_of(&mesh(), &origin(), SystemTime::now()).ok().unwrap();
-        assert_eq!(route.instance.mesh, "10.0.0.2:21000".parse().unwrap());
+        let Targets::One(placed) = route.targets else { panic!("an instance's address means that instance") };
+        assert_eq!(placed.instance.mesh, "10.0.0.2:21000".parse().unwrap());
         assert_eq!(route.identity.leaf.id.service.as_str(), "web");
     }
 

@@ -1,10 +1,16 @@
 //! From another host to a protected service of this one: authenticate, authorize, dial the program, copy.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
+use rustls::server::Acceptor;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
     Shared, copy, decision,
@@ -14,7 +20,7 @@ use super::{
 };
 use crate::{
     identity::ServiceName,
-    tls::{self, PeerError},
+    tls::{self, Accepting, PeerError, READY},
 };
 
 /// A protected service of this host and its mesh port.
@@ -72,6 +78,9 @@ async fn carry(shared: &Shared, target: &Target, mesh: TcpStream, flow: &Flow) -
     });
     shared.with_mesh(|mesh| decision::authorize(mesh, &origin.source, &target.name))?;
     let program = dial(shared, target, flow).await?;
+    if tls.alpn_protocol() == Some(READY) {
+        tls.writer().write_all(&[1]).map_err(|e| Reason::BrokenTls(e.to_string()))?;
+    }
     shared.opened(flow, &tls);
     copy::copy(&program, &mesh, &mut tls, flow).await?;
     socket::close_cleanly(&program, &mesh)
@@ -88,14 +97,21 @@ async fn handshake(
         }
         decision::identity(mesh, &target.name, SystemTime::now())
     })?;
-    let config = shared.tls.server(&identity.leaf, &identity.roots).map_err(Reason::Config)?;
+    let accepting = shared.tls.server(&identity.leaf, &identity.roots).map_err(Reason::Config)?;
     socket::prepare(&mesh, shared.settings.keepalive).map_err(|e| Reason::PeerReset(e.kind()))?;
-    let stream = timeout(shared.settings.handshake_timeout, TlsAcceptor::from(config).accept(mesh))
+    let stream = timeout(shared.settings.handshake_timeout, accept(&accepting, mesh))
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?
         .map_err(|e| Reason::Peer(PeerError::from_io(&e)))?;
     let (mesh, tls) = stream.into_inner();
     Ok((mesh, tls.into()))
+}
+
+/// A client that does not offer [`READY`] may offer others' protocols, which must not matter.
+async fn accept(accepting: &Accepting, mesh: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), mesh).await?;
+    let ready = hello.client_hello().alpn().is_some_and(|mut offered| offered.any(|one| one == READY));
+    hello.into_stream(if ready { accepting.ready.clone() } else { accepting.config.clone() }).await
 }
 
 async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<TcpStream, Reason> {

@@ -5,17 +5,16 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::net::TcpStream;
 
 use super::{
-    Shared, copy,
-    decision::{self, Route},
+    Shared, copy, decision,
     flow::{Direction, Flow, FlowStart, Origin},
     reason::Reason,
     socket,
+    upstream::{self, Upstream},
 };
-use crate::{identity::ServiceName, tls::PeerError};
+use crate::identity::ServiceName;
 
 /// What the kernel recorded of a connection that it redirected to the outbound listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,37 +66,8 @@ async fn carry(shared: &Shared, program: TcpStream, netns: u64, flow: &Flow) -> 
     });
     let route = shared.with_mesh(|mesh| decision::route(mesh, origin, original_dst, SystemTime::now()))?;
     socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramReset(e.kind()))?;
-    let mesh = dial(shared, &route, flow).await?;
-    let (mesh, mut tls) = handshake(shared, &route, mesh).await?;
+    let Upstream { mesh, mut tls, _load } = upstream::connect(shared, &route, flow).await?;
     shared.opened(flow, &tls);
     copy::copy(&program, &mesh, &mut tls, flow).await?;
     socket::close_cleanly(&program, &mesh)
-}
-
-async fn dial(shared: &Shared, route: &Route, flow: &Flow) -> Result<TcpStream, Reason> {
-    let address = route.instance.mesh;
-    flow.set_upstream(address);
-    let mesh = timeout(shared.settings.connect_timeout, TcpStream::connect(address))
-        .await
-        .map_err(|_| Reason::ConnectTimeout)?
-        .map_err(|e| Reason::Unreachable(e.kind()))?;
-    socket::prepare(&mesh, shared.settings.keepalive).map_err(|e| Reason::Unreachable(e.kind()))?;
-    Ok(mesh)
-}
-
-async fn handshake(
-    shared: &Shared,
-    route: &Route,
-    mesh: TcpStream,
-) -> Result<(TcpStream, rustls::Connection), Reason> {
-    let Route { identity, instance } = route;
-    let client = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
-    // The name is for gateways to route by; the verifier compares SPIFFE IDs.
-    let connecting = TlsConnector::from(client.config.clone()).connect(client.name.clone(), mesh);
-    let stream = timeout(shared.settings.handshake_timeout, connecting)
-        .await
-        .map_err(|_| Reason::Peer(PeerError::Timeout))?
-        .map_err(|e| Reason::Peer(PeerError::from_io(&e)))?;
-    let (mesh, tls) = stream.into_inner();
-    Ok((mesh, tls.into()))
 }

@@ -50,7 +50,7 @@ pub enum Reason {
     HttpPermissions { from: Pattern, to: Pattern },
     #[error("the peer is of namespace {0}, which intentions here do not name")]
     OtherNamespace(String),
-    #[error("no passing instance of {0} has the address that was dialled")]
+    #[error("no instance of {0} has the address that was dialled, or is left to try")]
     NoInstance(ServiceName),
     #[error("the address that was dialled belongs to {found}, not to {expected}")]
     OtherService { expected: ServiceName, found: ServiceName },
@@ -66,6 +66,8 @@ pub enum Reason {
     Unreachable(io::ErrorKind),
     #[error("the instance's mesh port did not answer in time")]
     ConnectTimeout,
+    #[error("the peer's daemon did not reach its program, or did not let this side in")]
+    NotReady,
     #[error("the program that serves it cannot be reached: {0}")]
     ProgramUnreachable(io::ErrorKind),
     #[error("the program that serves it did not accept in time")]
@@ -118,6 +120,7 @@ names! {
     "tls-config": Self::Config(_),
     "unreachable": Self::Unreachable(_),
     "connect-timeout": Self::ConnectTimeout,
+    "not-ready": Self::NotReady,
     "program-unreachable": Self::ProgramUnreachable(_),
     "program-timeout": Self::ProgramTimeout,
     "guarded": Self::Guarded,

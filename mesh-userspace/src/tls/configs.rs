@@ -49,6 +49,8 @@ pub struct TlsConfigs {
 /// What connections to one destination use.
 pub struct Client {
     pub config: Arc<ClientConfig>,
+    /// The same, asking the peer to say when its program is on the line: [`READY`].
+    pub ready: Arc<ClientConfig>,
     /// What is sent as SNI; an address, which is not sent, where [`SpiffeId::sni`] is no DNS name.
     pub name: ServerName<'static>,
 }
@@ -63,11 +65,22 @@ struct Source {
     destinations: ArcSwap<Destinations>,
 }
 
+/// The application protocol (ALPN) between two meshnodes in which the server, once its program is on the line, sends one
+/// byte ahead of the program's, so that nothing is lost with an instance whose program is not there.
+pub const READY: &[u8] = b"meshnode-ready";
+
+/// What connections to one local service are accepted with.
+pub struct Accepting {
+    pub config: Arc<ServerConfig>,
+    /// The same for a client that offers [`READY`].
+    pub ready: Arc<ServerConfig>,
+}
+
 /// What one local service is served with.
 struct Server {
     leaf: Arc<Leaf>,
     roots: Arc<Roots>,
-    config: Arc<ServerConfig>,
+    accepting: Arc<Accepting>,
 }
 
 impl TlsConfigs {
@@ -91,18 +104,21 @@ impl TlsConfigs {
     }
 
     /// Returns what connections to the owner of `leaf` are accepted with.
-    pub fn server(&self, leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> Result<Arc<ServerConfig>, ConfigError> {
+    pub fn server(&self, leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> Result<Arc<Accepting>, ConfigError> {
         let name = &leaf.id.service;
         if let Some(server) = self.servers.load().get(name)
             && Arc::ptr_eq(&server.leaf, leaf)
             && Arc::ptr_eq(&server.roots, roots)
         {
-            return Ok(server.config.clone());
+            return Ok(server.accepting.clone());
         }
-        let config = Arc::new(server_config(leaf, roots)?);
-        let server = Server { leaf: leaf.clone(), roots: roots.clone(), config: config.clone() };
+        let config = server_config(leaf, roots)?;
+        let mut ready = config.clone();
+        ready.alpn_protocols = vec![READY.to_vec()];
+        let accepting = Arc::new(Accepting { config: Arc::new(config), ready: Arc::new(ready) });
+        let server = Server { leaf: leaf.clone(), roots: roots.clone(), accepting: accepting.clone() };
         insert(&self.servers, name, &Arc::new(server));
-        Ok(config)
+        Ok(accepting)
     }
 
     /// Forgets the configurations, and with them the keys, of services for which `keep` is false.
@@ -143,8 +159,10 @@ impl Source {
         let verifier = ServerIs { bundle: self.bundle.clone(), expected: expected.clone() };
         let name =
             ServerName::try_from(expected.sni()).unwrap_or_else(|_| ServerName::from(instance.mesh.ip()));
-        let config = Arc::new(client_config(&self.leaf, verifier)?);
-        let client = Arc::new(Client { config, name });
+        let config = client_config(&self.leaf, verifier)?;
+        let mut ready = config.clone();
+        ready.alpn_protocols = vec![READY.to_vec()];
+        let client = Arc::new(Client { config: Arc::new(config), ready: Arc::new(ready), name });
         self.destinations.rcu(|known| {
             let mut next = HashMap::clone(known);
             next.entry(instance.service.clone()).or_default().push((expected.clone(), client.clone()));

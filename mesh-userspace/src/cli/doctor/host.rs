@@ -23,6 +23,7 @@ pub fn check(config: &Config, daemon: Option<&StatusReport>) -> Vec<Finding> {
     let mut findings =
         vec![cgroup2(&mounts, &config.cgroup_root), bpffs(&mounts, &config.bpf_dir), clock(), open_files()];
     findings.push(advertise(config));
+    findings.push(virtual_ips(config));
     findings.push(private("state_dir", &config.state_dir, 0o700));
     findings.push(private("run_dir", &config.run_dir, 0o755));
     findings.extend(token_file(config));
@@ -134,6 +135,20 @@ fn advertise(config: &Config) -> Finding {
             "correct address.advertise, unless NAT is meant",
         ),
         Err(error) => Finding::warn(CHECK, format!("{ip}: {error}"), "correct address.advertise"),
+    }
+}
+
+fn virtual_ips(config: &Config) -> Finding {
+    const CHECK: &str = "virtual IPs";
+    let ranges = config.address.virtual_ranges;
+    match crate::daemon::virtual_ips::conflicts(&ranges).into_iter().next() {
+        Some(conflict) => {
+            Finding::fail(CHECK, conflict, "correct the range; the daemon does not start with it")
+        }
+        None => {
+            let shown: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+            Finding::ok(CHECK, if shown.is_empty() { "off".to_owned() } else { shown.join(", ") })
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub fn report(report: &StatusReport, style: Style) -> String {
     let sections = [
         section("WORKLOADS", report.workloads.len(), workloads(report, style), style),
         section("SERVICES", report.services.len(), services(report, style), style),
+        section("VIRTUAL IPS", report.virtual_services.len(), virtual_services(report, style), style),
         section("FLOWS", report.flows.len(), flows(&report.flows, "no flow is live", style), style),
         section("UNCAPTURED", report.uncaptured.len(), uncaptured(report, style), style),
         recent(report, style),
@@ -141,6 +142,29 @@ fn services(report: &StatusReport, style: Style) -> String {
             Cell::coloured(&service.guard, guard),
             service.mesh_port.map_or("-".to_owned(), |port| port.to_string()).into(),
             Cell::coloured(&service.health, health),
+        ]);
+    }
+    table.render(style)
+}
+
+fn virtual_services(report: &StatusReport, style: Style) -> String {
+    if report.virtual_services.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["SERVICE", "IPV4", "IPV6", "HEALTHY"], &[0]);
+    for service in &report.virtual_services {
+        let colour = match (service.healthy, service.instances) {
+            (0, _) => Colour::Bad,
+            (healthy, all) if healthy < all => Colour::Warning,
+            _ => Colour::Good,
+        };
+        let own = service.virtual_ipv4.map_or("-".to_owned(), |ip| ip.to_string());
+        let v4 = service.consul_ipv4.map_or(own.clone(), |consul| format!("{own}, {consul} (Consul's)"));
+        table.row([
+            service.service.as_str().into(),
+            v4.into(),
+            service.virtual_ipv6.map_or("-".to_owned(), |ip| ip.to_string()).into(),
+            Cell::coloured(format!("{} of {}", service.healthy, service.instances), colour),
         ]);
     }
     table.render(style)
