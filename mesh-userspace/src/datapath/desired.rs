@@ -45,6 +45,8 @@ pub struct LocalService {
     pub mesh_only: bool,
     /// What it may reach outside the mesh all the same, if it is `mesh-only`.
     pub egress: Vec<EgressRule>,
+    /// The service that its programs are known as: itself, unless an earlier one selects the same cgroups.
+    pub known_as: ServiceName,
 }
 
 impl LocalService {
@@ -264,7 +266,8 @@ fn protected(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap
     let entry = |netns, port, service: &LocalService, away: bool| {
         let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 }
             | if away { PROTECTED_ELSEWHERE } else { 0 };
-        (ProtectedKey::new(netns, Port::new(port)), Protected { service: id(&service.name), flags })
+        let (owner, listener) = (id(&service.name), id(&service.known_as));
+        (ProtectedKey::new(netns, Port::new(port)), Protected { service: owner, listener, flags })
     };
     let at_home = view
         .services
@@ -384,6 +387,7 @@ mod tests {
             permissive: false,
             mesh_only: false,
             egress: Vec::new(),
+            known_as: name("web"),
         }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
@@ -459,7 +463,7 @@ mod tests {
         let all = build(&mut names, Some(&elsewhere));
         let web = names.id(&name("web")).unwrap();
         let key = |netns| ProtectedKey::new(netns, Port::new(80));
-        assert_eq!(all.protected[&key(7)], Protected { service: web, flags: 0 });
+        assert_eq!(all.protected[&key(7)], Protected { service: web, listener: web, flags: 0 });
         assert_eq!(
             all.protected[&key(1)].flags,
             PROTECTED_ELSEWHERE,
