@@ -32,6 +32,8 @@ pub struct LocalService {
     /// Where its program is dialled, with that port.
     pub address: IpAddr,
     pub permissive: bool,
+    /// The service that its programs are known as: itself, unless an earlier one selects the same cgroups.
+    pub known_as: ServiceName,
 }
 
 /// Everything that the maps depend on.
@@ -230,7 +232,8 @@ fn protected(
     id: impl Fn(&ServiceName) -> ServiceId,
 ) -> (ProtectedKey, Protected) {
     let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 };
-    (ProtectedKey::new(Port::new(port)), Protected { service: id(&service.name), flags })
+    let (service, listener) = (id(&service.name), id(&service.known_as));
+    (ProtectedKey::new(Port::new(port)), Protected { service, listener, flags })
 }
 
 fn policy(
@@ -287,6 +290,7 @@ mod tests {
             port: Some(80),
             address: "127.0.0.1".parse().unwrap(),
             permissive: false,
+            known_as: name("web"),
         }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
