@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::timeout};
 
 use super::place::EXEC_CGROUP;
 use crate::{
-    config::{Config, Egress, GuardMode, ProtectedPort, WhenDown, container_name},
+    config::{Config, Egress, GuardMode, ProtectedPort, Selector, ServiceConfig, WhenDown, container_name},
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
@@ -47,8 +47,16 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             mesh_only: s.egress == Egress::MeshOnly,
             address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
+            known_as: known_as(s, &config.services).clone(),
         })
         .collect()
+}
+
+/// Returns the service that programs of `service` are known as, as [`rules`] have it: the first that selects the same.
+fn known_as<'c>(service: &'c ServiceConfig, all: &'c [ServiceConfig]) -> &'c ServiceName {
+    let selects = service.selector != Selector::default();
+    let first = all.iter().find(|other| selects && other.selector == service.selector);
+    &first.unwrap_or(service).name
 }
 
 /// Returns what the kernel needs to know about names.

@@ -41,6 +41,8 @@ pub struct LocalService {
     pub mesh_only: bool,
     /// What it may reach outside the mesh all the same, if it is `mesh-only`.
     pub egress: Vec<EgressRule>,
+    /// The service that its programs are known as: itself, unless an earlier one selects the same cgroups.
+    pub known_as: ServiceName,
 }
 
 /// Everything that the maps depend on.
@@ -248,7 +250,8 @@ fn protected(
     id: impl Fn(&ServiceName) -> ServiceId,
 ) -> (ProtectedKey, Protected) {
     let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 };
-    (ProtectedKey::new(Port::new(port)), Protected { service: id(&service.name), flags })
+    let (service, listener) = (id(&service.name), id(&service.known_as));
+    (ProtectedKey::new(Port::new(port)), Protected { service, listener, flags })
 }
 
 fn policy(
@@ -307,6 +310,7 @@ mod tests {
             permissive: false,
             mesh_only: false,
             egress: Vec::new(),
+            known_as: name("web"),
         }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
