@@ -99,10 +99,12 @@ contract!(HostAddrKey, 24);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Protected {
     pub service: ServiceId,
+    /// Whose programs listen there: the service, or the one that its programs are known as.
+    pub listener: ServiceId,
     /// `PROTECTED_*` bits.
     pub flags: u32,
 }
-contract!(Protected, 8);
+contract!(Protected, 12);
 
 /// The guard counts what it would have denied, and lets it through.
 pub const PROTECTED_PERMISSIVE: u32 = 1;

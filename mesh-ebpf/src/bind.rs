@@ -31,7 +31,8 @@ pub fn bind(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some(settings) = maps::SETTINGS.get(0) else { return EPERM };
     let caller = caller::caller(settings);
     let permissive = protected.flags & PROTECTED_PERMISSIVE != 0;
-    let (kind, counter, reason) = match decide_bind(caller, protected.service, permissive) {
+    let (kind, counter, reason) = match decide_bind(caller, protected.service, protected.listener, permissive)
+    {
         Verdict::Deny(reason) => (event::EVENT_DENIED, Counter::DeniedBind, reason),
         Verdict::WouldDeny(reason) => (event::EVENT_WOULD_DENY, Counter::WouldDeny, reason),
         Verdict::Pass | Verdict::Direct { .. } | Verdict::Capture { .. } => return PROCEED,

@@ -144,15 +144,15 @@ pub fn is_refusal(reason: u32) -> bool {
     reason == event::REASON_NO_INSTANCE
 }
 
-/// What happens to a `bind()` to a port that belongs to `service`.
+/// What happens to a `bind()` to a port that belongs to `service`, whose programs are known as `listener`.
 ///
 /// A cgroup that is not scanned yet is let through, and counted: it is most likely the service itself that just
 /// started, and a database that cannot start because the daemon is down would be an outage made by the mesh.
 #[inline(always)]
-pub fn decide_bind(caller: Caller, service: ServiceId, permissive: bool) -> Verdict {
+pub fn decide_bind(caller: Caller, service: ServiceId, listener: ServiceId, permissive: bool) -> Verdict {
     match caller {
         Caller::Exempt => Verdict::Pass,
-        Caller::Workload { service: own, .. } if own == service => Verdict::Pass,
+        Caller::Workload { service: own, .. } if own == service || own == listener => Verdict::Pass,
         Caller::Workload { .. } | Caller::Unmanaged => refuse(permissive, event::REASON_BIND),
         Caller::Unclassified => Verdict::WouldDeny(event::REASON_UNCLASSIFIED),
     }
@@ -286,17 +286,19 @@ mod tests {
 
     #[test]
     fn a_protected_port_is_bound_by_its_service_and_by_nobody_else() {
-        assert_eq!(decide_bind(WEB, 1, false), Verdict::Pass);
-        assert_eq!(decide_bind(Caller::Exempt, 1, false), Verdict::Pass);
-        assert_eq!(decide_bind(WEB, 2, false), Verdict::Deny(event::REASON_BIND));
-        assert_eq!(decide_bind(Caller::Unmanaged, 1, false), Verdict::Deny(event::REASON_BIND));
-        assert_eq!(decide_bind(Caller::Unmanaged, 1, true), Verdict::WouldDeny(event::REASON_BIND));
+        assert_eq!(decide_bind(WEB, 1, 1, false), Verdict::Pass);
+        assert_eq!(decide_bind(WEB, 2, 1, false), Verdict::Pass, "a second port of the same programs");
+        assert_eq!(decide_bind(WEB, 1, 2, false), Verdict::Pass, "started as the second service itself");
+        assert_eq!(decide_bind(Caller::Exempt, 1, 1, false), Verdict::Pass);
+        assert_eq!(decide_bind(WEB, 2, 2, false), Verdict::Deny(event::REASON_BIND));
+        assert_eq!(decide_bind(Caller::Unmanaged, 1, 1, false), Verdict::Deny(event::REASON_BIND));
+        assert_eq!(decide_bind(Caller::Unmanaged, 1, 1, true), Verdict::WouldDeny(event::REASON_BIND));
     }
 
     #[test]
     fn a_service_that_just_started_may_bind_before_its_cgroup_is_scanned() {
         assert_eq!(
-            decide_bind(Caller::Unclassified, 1, false),
+            decide_bind(Caller::Unclassified, 1, 1, false),
             Verdict::WouldDeny(event::REASON_UNCLASSIFIED)
         );
     }

@@ -34,10 +34,11 @@ pub enum ControlPlane {
     Consul { lines: String },
 }
 
-/// A `[[service]]`: its cgroup is `/NAME`.
+/// A `[[service]]`: its cgroup is `/NAME`, or `/CGROUP`.
 #[derive(Clone, Debug)]
 pub struct Service {
     pub name: String,
+    pub cgroup: Option<String>,
     pub port: Option<u16>,
     /// Further lines of the section.
     pub lines: String,
@@ -46,7 +47,7 @@ pub struct Service {
 impl Service {
     /// A workload that only connects.
     pub fn client(name: &str) -> Self {
-        Self { name: name.to_owned(), port: None, lines: String::new() }
+        Self { name: name.to_owned(), cgroup: None, port: None, lines: String::new() }
     }
 
     /// One that listens at `port`, which is guarded.
@@ -59,6 +60,11 @@ impl Service {
         self.lines.push('\n');
         self
     }
+}
+
+/// Returns a further service of the programs in the cgroup of the service `first`.
+pub fn second_port(first: &str, (name, port): (&str, u16)) -> Service {
+    Service { cgroup: Some(first.to_owned()), ..Service::server(name, port) }
 }
 
 impl fmt::Display for Config {
@@ -92,8 +98,9 @@ impl fmt::Display for Config {
                 writeln!(f, "{lines}\n")?;
             }
         }
-        for Service { name, port, lines } in services {
-            writeln!(f, "[[service]]\nname = \"{name}\"\ncgroup = \"/{name}\"")?;
+        for Service { name, cgroup, port, lines } in services {
+            let cgroup = cgroup.as_ref().unwrap_or(name);
+            writeln!(f, "[[service]]\nname = \"{name}\"\ncgroup = \"/{cgroup}\"")?;
             if let Some(port) = port {
                 writeln!(f, "port = {port}")?;
             }

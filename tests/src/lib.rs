@@ -26,6 +26,7 @@ pub mod process;
 pub mod program;
 pub mod space;
 pub mod status;
+pub mod transparency;
 pub mod wait;
 
 use std::io::Write as _;

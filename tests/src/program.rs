@@ -5,10 +5,14 @@ pub mod consul;
 pub mod dnsmasq;
 pub mod envoy;
 pub mod iperf;
+pub mod mariadb;
 pub mod nginx;
 pub mod postgres;
 pub mod redis;
+pub mod rsync;
+pub mod script;
 pub mod sshd;
+pub mod vsftpd;
 
 use std::{fs, path::Path, process::Command};
 

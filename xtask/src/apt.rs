@@ -115,15 +115,27 @@ impl Source {
     /// Returns `suite` of the mirror that the machine's Debian comes from; its lists are kept below target/apt, apart
     /// from the system's.
     pub fn suite(suite: &str) -> Result<Self> {
+        Self::of(suite, "deb")
+    }
+
+    /// Returns the sources of the release that the machine has, which its own lists need not name.
+    pub fn sources() -> Result<Self> {
+        let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+        Self::of(codename.context("/etc/os-release names no VERSION_CODENAME")?, "deb-src")
+    }
+
+    /// `kind` is the first word of a line of a source list.
+    fn of(suite: &str, kind: &str) -> Result<Self> {
         if mirror().is_none() && is_root() {
             update_once();
         }
         let mirror = mirror().context("apt's configuration names no Debian mirror")?;
-        let folder = workspace::target().join("apt").join(suite);
+        let folder = workspace::target().join("apt").join(if kind == "deb" { suite } else { kind });
         let (list, parts) = (folder.join("sources.list"), folder.join("parts"));
         fs::create_dir_all(folder.join("lists/partial"))?;
         fs::create_dir_all(&parts)?;
-        fs::write(&list, format!("deb {mirror} {suite} main\n"))?;
+        fs::write(&list, format!("{kind} {mirror} {suite} main\n"))?;
         let options = [
             format!("Dir::Etc::sourcelist={}", list.display()),
             format!("Dir::Etc::sourceparts={}", parts.display()),
@@ -157,6 +169,25 @@ impl Source {
         fs::remove_dir_all(&download)?;
         let _ = fs::remove_dir_all(folder);
         fs::rename(&half, folder).with_context(|| format!("cannot make {}", folder.display()))
+    }
+
+    /// Unpacks the source of `package`, as its authors released it, into `folder`, which it replaces.
+    pub fn unpack_source(&self, package: &str, folder: &Path) -> Result<()> {
+        let half = folder.with_extension("half");
+        let _ = fs::remove_dir_all(&half);
+        fs::create_dir_all(half.join("tree"))?;
+        let mut apt = self.tool("apt-get");
+        apt.args(["source", "--download-only", "--quiet=2", "-o", "APT::Sandbox::User=root", package]);
+        process::output(apt.current_dir(&half))?;
+        let archives: Vec<_> = fs::read_dir(&half)?.flatten().map(|entry| entry.path()).collect();
+        let original = archives.iter().find(|path| path.to_string_lossy().contains(".orig.tar."));
+        let original = original.with_context(|| format!("the source of {package} has no .orig.tar"))?;
+        let mut tar = Command::new("tar");
+        tar.args(["--extract", "--strip-components=1", "--file"]).arg(original);
+        process::output(tar.arg("--directory").arg(half.join("tree")))?;
+        let _ = fs::remove_dir_all(folder);
+        fs::rename(half.join("tree"), folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::remove_dir_all(&half).with_context(|| format!("cannot remove {}", half.display()))
     }
 
     fn tool(&self, program: &str) -> Command {

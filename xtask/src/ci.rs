@@ -21,6 +21,6 @@ pub fn run() -> Result<bool> {
     if let Err(error) = &lint {
         eprintln!("ci: {error:#}");
     }
-    let tests = test::run(&test::Args { suite: None, arguments: Vec::new() })?;
+    let tests = test::run(&test::Args { suite: None, full: false, arguments: Vec::new() })?;
     Ok(lint.is_ok() && tests)
 }

@@ -39,6 +39,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
     }
     if wants(Purpose::Test) {
         tools::consul()?;
+        tools::redis_suite()?;
         envoy::envoy()?;
     }
     if wants(Purpose::Vm) {

@@ -20,6 +20,9 @@ pub struct Args {
     /// The suite (all of them by default)
     #[arg(value_enum)]
     pub suite: Option<Suite>,
+    /// The transparency suite at the sizes that take minutes
+    #[arg(long)]
+    pub full: bool,
     /// Arguments of the test runner: a filter, --nocapture, …
     #[arg(last = true)]
     pub arguments: Vec<String>,
@@ -33,6 +36,8 @@ pub enum Suite {
     Integration,
     /// Of these, the comparison of the embedded server with a real Consul alone
     Conformance,
+    /// Of these, the comparison of programs and test suites run plain and through the mesh alone
+    Transparency,
     /// The datapath tests on other kernels
     Vm,
 }
@@ -62,11 +67,8 @@ pub fn run(args: &Args) -> Result<bool> {
                     &mut tally,
                 )?;
             }
-            Suite::Conformance => {
-                artifacts::meshnode()?;
-                let selection = ["--package", "mesh-tests", "--test", "conformance"];
-                cargo_test("integration", &selection, args, &mut tally)?;
-            }
+            Suite::Conformance => one_of_integration("conformance", args, &mut tally)?,
+            Suite::Transparency => one_of_integration("transparency", args, &mut tally)?,
             Suite::Vm => {
                 artifacts::meshnode()?;
                 vm::run(&vm::Args::default(), &mut tally)?;
@@ -74,6 +76,11 @@ pub fn run(args: &Args) -> Result<bool> {
         }
     }
     Ok(tally.finish(&Expected::read(workspace::root()), is_ci()))
+}
+
+fn one_of_integration(target: &str, args: &Args, tally: &mut Tally) -> Result<()> {
+    artifacts::meshnode()?;
+    cargo_test("integration", &["--package", "mesh-tests", "--test", target], args, tally)
 }
 
 /// `vm-test`: the suite `vm` alone, with its own choices.
@@ -111,6 +118,9 @@ fn cargo_test(run: &str, selection: &[&str], args: &Args, tally: &mut Tally) -> 
         // They wait for outages, expiries and elections more than they compute.
         if std::env::var_os("RUST_TEST_THREADS").is_none() {
             cargo.env("RUST_TEST_THREADS", INTEGRATION_THREADS);
+        }
+        if args.full {
+            cargo.env("MESHNODE_FULL", "1");
         }
         artifacts::as_root(&mut cargo);
     }

@@ -17,7 +17,7 @@ use super::{
     whereabouts::{Programs, Whereabouts},
 };
 use crate::{
-    config::{Config, Egress, GuardMode, ProtectedPort, WhenDown, container_name},
+    config::{Config, Egress, GuardMode, ProtectedPort, Selector, ServiceConfig, WhenDown, container_name},
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
@@ -49,8 +49,16 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             announce_port: s.protected.as_ref().and_then(|p| p.announce_port),
             address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
+            known_as: known_as(s, &config.services).clone(),
         })
         .collect()
+}
+
+/// Returns the service that programs of `service` are known as, as [`rules`] have it: the first that selects the same.
+fn known_as<'c>(service: &'c ServiceConfig, all: &'c [ServiceConfig]) -> &'c ServiceName {
+    let selects = service.selector != Selector::default();
+    let first = all.iter().find(|other| selects && other.selector == service.selector);
+    &first.unwrap_or(service).name
 }
 
 /// Returns what the kernel needs to know about names.

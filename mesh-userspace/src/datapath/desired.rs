@@ -35,6 +35,8 @@ pub struct LocalService {
     /// Where its program is dialled, with that port.
     pub address: IpAddr,
     pub permissive: bool,
+    /// The service that its programs are known as: itself, unless an earlier one selects the same cgroups.
+    pub known_as: ServiceName,
 }
 
 impl LocalService {
@@ -245,7 +247,10 @@ fn protected(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap
     let entry = |netns, port, service: &LocalService, away: bool| {
         let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 }
             | if away { PROTECTED_ELSEWHERE } else { 0 };
-        (ProtectedKey::new(netns, Port::new(port)), Protected { service: id(&service.name), flags })
+        (
+            ProtectedKey::new(netns, Port::new(port)),
+            Protected { service: id(&service.name), listener: id(&service.known_as), flags },
+        )
     };
     let at_home = view
         .services
@@ -257,7 +262,7 @@ fn protected(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap
 
 /// Whether the service's programs are in network namespaces of their own.
 fn is_away(view: &View<'_>, service: &LocalService) -> bool {
-    service.announce_port.is_some() || view.elsewhere.is_some_and(|all| all.is_away(&service.name))
+    service.announce_port.is_some() || view.elsewhere.is_some_and(|all| all.is_away(&service.known_as))
 }
 
 /// Returns, for each network namespace of a service's own, the cookie, its addresses, the service and its port there.
@@ -267,7 +272,7 @@ fn listening_elsewhere<'v>(
     let services = view.services;
     let namespaces = view.elsewhere.into_iter().flat_map(|all| &all.namespaces);
     namespaces.flat_map(move |(netns, inhabited)| {
-        let there = services.iter().filter(|s| inhabited.services.contains(&s.name));
+        let there = services.iter().filter(|s| inhabited.services.contains(&s.known_as));
         there.filter_map(|s| Some((*netns, &inhabited.addresses, s, s.port?)))
     })
 }
@@ -363,6 +368,7 @@ mod tests {
             address: "127.0.0.1".parse().unwrap(),
             announce_port: None,
             permissive: false,
+            known_as: name("web"),
         }];
         let workloads =
             HashMap::from([(7, Classified { path: "/cg/web".into(), service: Some(name("web")), flags: 0 })]);
@@ -437,7 +443,7 @@ mod tests {
         let all = build(&mut names, Some(&elsewhere));
         let web = names.id(&name("web")).unwrap();
         let key = |netns| ProtectedKey::new(netns, Port::new(80));
-        assert_eq!(all.protected[&key(7)], Protected { service: web, flags: 0 });
+        assert_eq!(all.protected[&key(7)], Protected { service: web, listener: web, flags: 0 });
         assert_eq!(
             all.protected[&key(1)].flags,
             PROTECTED_ELSEWHERE,

@@ -72,7 +72,7 @@ pub fn psql<'a>(address: &'a str, port: &'a str, sql: &'a str) -> [&'a str; 11] 
 /// # Panics
 /// When PostgreSQL is not installed.
 #[track_caller]
-fn binary(name: &str) -> String {
+pub fn binary(name: &str) -> String {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let found = versions.map(|v| v.path().join("bin").join(name)).filter(|p| p.is_file()).max();
     path_text(&found.expect("PostgreSQL's server must be installed (`cargo xtask setup`)")).to_owned()

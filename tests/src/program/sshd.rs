@@ -28,7 +28,7 @@ impl Sshd {
         let text = format!(
             "Port {port}\nListenAddress 0.0.0.0\nListenAddress ::\nHostKey {dir}/host_key\nPidFile none\n\
              AuthorizedKeysFile {dir}/authorized_keys\nPermitRootLogin prohibit-password\nStrictModes no\n\
-             UsePAM no\nUseDNS no\nPrintMotd no\n",
+             UsePAM no\nUseDNS no\nPrintMotd no\nSubsystem sftp internal-sftp\n",
             dir = dir.display(),
         );
         let config = dir.join("sshd_config");
@@ -42,16 +42,26 @@ impl Sshd {
 
     /// Returns the words of an `ssh` command line that runs `remote` as root on `address`.
     pub fn ssh(&self, address: &str, remote: &str) -> Vec<String> {
-        let key = self.dir.join("client_key").display().to_string();
         let port = self.port.to_string();
+        let rest = ["-p", &port, "-l", "root", address, remote];
+        [&["ssh".to_owned()], &self.options()[..], &rest.map(str::to_owned)].concat()
+    }
+
+    /// Returns the words of an `scp` command line; a remote place is `root@ADDRESS:PATH`.
+    pub fn scp(&self, from: &str, to: &str) -> Vec<String> {
+        let port = self.port.to_string();
+        let rest = ["-r", "-p", "-P", &port, from, to];
+        [&["scp".to_owned()], &self.options()[..], &rest.map(str::to_owned)].concat()
+    }
+
+    /// What any client of OpenSSH takes.
+    fn options(&self) -> Vec<String> {
+        let key = self.dir.join("client_key").display().to_string();
         let words = [
-            "ssh",
             "-F",
             "none",
             "-i",
             &key,
-            "-p",
-            &port,
             "-o",
             "BatchMode=yes",
             "-o",
@@ -60,10 +70,6 @@ impl Sshd {
             "UserKnownHostsFile=/dev/null",
             "-o",
             "LogLevel=ERROR",
-            "-l",
-            "root",
-            address,
-            remote,
         ];
         words.map(str::to_owned).into()
     }

@@ -7,12 +7,14 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 17] = [
+const TEST: [&str; 25] = [
     "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
+    "golang-go",
     "iperf3",
     "iproute2",
+    "mariadb-server",
     "musl-tools",
     "nginx-light",
     "openssh-client",
@@ -21,20 +23,29 @@ const TEST: [&str; 17] = [
     "postgresql",
     "procps",
     "python3",
+    "python3-aiosmtpd",
+    "python3-grpcio",
+    "python3-websockets",
     "redis-server",
     "redis-tools",
+    "rsync",
+    "tcl",
     "tcpdump",
     "util-linux",
+    "vsftpd",
 ];
 
 const VM: [&str; 5] = ["busybox-static", "cpio", "kmod", "qemu-system-x86", "xz-utils"];
 
 /// Services that installing `TEST` would leave to be started at the next boot.
-const SERVICES: [(&str, &str); 4] = [
+const SERVICES: [(&str, &str); 7] = [
+    ("mariadb-server", "mariadb.service"),
     ("nginx-light", "nginx.service"),
     ("openssh-server", "ssh.service"),
     ("postgresql", "postgresql.service"),
     ("redis-server", "redis-server.service"),
+    ("rsync", "rsync.service"),
+    ("vsftpd", "vsftpd.service"),
 ];
 
 /// Installs those of the packages for `purpose` that are missing.

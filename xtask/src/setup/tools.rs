@@ -1,4 +1,4 @@
-//! Programs that no package of this distribution release holds: Consul as a test peer, cargo-deny for `lint`.
+//! Programs that no package of this distribution release holds: Consul as a test peer, Redis' test suite, cargo-deny for `lint`.
 
 use anyhow::Result;
 
@@ -29,6 +29,20 @@ pub fn consul() -> Result<()> {
     }
     let version = process::output(process::command(&link).arg("version"))?;
     said("consul", &format!("{} ({})", version.lines().next().unwrap_or_default(), link.display()));
+    Ok(())
+}
+
+/// Unpacks Redis' sources into target/tools/redis: no package holds its test suite.
+pub fn redis_suite() -> Result<()> {
+    let folder = workspace::tools().join("redis");
+    if !folder.join("tests/test_helper.tcl").is_file() {
+        if !apt::is_here() {
+            said("redis", "no apt here: unpack Redis' sources into target/tools/redis for its test suite");
+            return Ok(());
+        }
+        apt::Source::sources()?.unpack_source("redis", &folder)?;
+    }
+    said("redis", &format!("its test suite is in {}", folder.join("tests").display()));
     Ok(())
 }
 

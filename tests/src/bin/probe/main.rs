@@ -9,6 +9,7 @@
 //!     --send TEXT    --half-close    --reset    --from ADDRESS    --read BYTES    --wait MILLISECONDS
 //! probe hold ADDRESS COUNT                      a line of JSON for each connection that is cut; until stdin ends
 //! probe flood ADDRESS COUNT                     COUNT connections at once, each echoing; prints one line of JSON
+//! probe short ADDRESS COUNT THREADS             COUNT connections, THREADS of them at once, each echoing; one line of JSON
 //! probe steady ADDRESS                          connections one after the other until stdin ends; the same
 //! probe storm ADDRESS COUNT                     connections all the time by COUNT threads, each echoing, until stdin ends
 //!                                               or one fails; prints `storming`, then one line of JSON
@@ -61,6 +62,9 @@ fn act(words: &[&str]) -> Result<ExitCode, String> {
         }
         ["hold", at, count] => many::hold(address(at)?, number(count)?),
         ["flood", at, count] => Ok(report(&many::flood(address(at)?, number(count)?))),
+        ["short", at, count, threads] => {
+            Ok(report(&many::short(address(at)?, number(count)?, number(threads)?)))
+        }
         ["steady", at] => Ok(report(&many::steady(address(at)?))),
         ["storm", at, count] => Ok(report(&many::storm(address(at)?, number(count)?))),
         ["transfer", at, size] => Ok(report(&transfer::transfer(address(at)?, number(size)?))),

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc, Barrier,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::Instant,
@@ -72,6 +72,35 @@ pub fn flood(to: SocketAddr, count: usize) -> Value {
         if let Err(e) = result {
             *failed.entry(name_of(&e)).or_default() += 1;
         }
+    }
+    let done = count - failed.values().sum::<usize>();
+    json!({"ok": done == count, "done": done, "failed": failed})
+}
+
+/// Opens `count` connections to an echo server, by `threads` threads, one after the other each; each connection has its
+/// own message echoed, closes, and must see the end of the stream. Returns what [`flood`] does.
+pub fn short(to: SocketAddr, count: usize, threads: usize) -> Value {
+    let next = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..threads)
+        .map(|_| {
+            let next = Arc::clone(&next);
+            small_thread(move || {
+                let mut failed: BTreeMap<String, usize> = BTreeMap::new();
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= count {
+                        return failed;
+                    }
+                    if let Err(e) = flood_one(to, n) {
+                        *failed.entry(name_of(&e)).or_default() += 1;
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut failed: BTreeMap<String, usize> = BTreeMap::new();
+    for (error, times) in threads.into_iter().flat_map(|t| t.join().expect("it does not panic")) {
+        *failed.entry(error).or_default() += times;
     }
     let done = count - failed.values().sum::<usize>();
     json!({"ok": done == count, "done": done, "failed": failed})

@@ -1,0 +1,122 @@
+//! curl and Go's net/http: HTTP/1.1, HTTP/2 in clear, HTTP/2 in a TLS of the programs' own inside the mesh's.
+
+use mesh_tests::{
+    config::{Service, second_port},
+    fixture::Scene,
+    program::{nginx::Nginx, script},
+    require_root,
+    transparency::{Outcome, Report, Stage, stage::Proof},
+};
+
+#[test]
+fn curl_transfers_over_http_1_and_2_as_on_plain_tcp() {
+    require_root!();
+    let stage = Stage::start(&[("site", 80), ("h2c", 8080), ("tls", 8443)]);
+    let big = "0123456789abcdef".repeat(256 * 1024);
+    let files = [("small.txt", "a small file\n"), ("big", big.as_str())];
+    let dav = "location /up { dav_methods PUT; client_max_body_size 64m; }";
+    let mut servers = Vec::new();
+    stage.both(|ends| {
+        let key = self_signed(ends.b);
+        let tls = format!("ssl_certificate {key}; ssl_certificate_key {key}; {dav}");
+        servers.push(Nginx::start_with(ends.b, "site", 80, "", dav, &files));
+        servers.push(Nginx::start_with(ends.b, "h2c", 8080, "http2", dav, &files));
+        servers.push(Nginx::start_with(ends.b, "tls", 8443, "ssl http2", &tls, &files));
+    });
+    let mut report = Report::new(&[]);
+    let cases: [(&str, &str, &str, &[&str]); 3] = [
+        ("curl, HTTP/1.1", "site", "http://", &["--http1.1"]),
+        ("curl, HTTP/2 in clear", "h2c", "http://", &["--http2-prior-knowledge"]),
+        ("curl, HTTP/2 in its own TLS", "tls", "https://", &["--http2", "--insecure"]),
+    ];
+    for (case, service, scheme, options) in cases {
+        stage.allow(service);
+        let upload = stage.mesh.a.host.space().scratch().join("upload");
+        std::fs::write(&upload, &big).expect("an own directory");
+        let said = stage.compare(&mut report, case, service, Proof::Wire, |ends| {
+            let base = format!("{scheme}{}", ends.at(stage.port(service)));
+            let curl = |more: &[&str]| {
+                let words = [&["curl", "-sS", "--max-time", "60"], options, more].concat();
+                Outcome::of(&ends.run(&words))
+            };
+            let show =
+                "%{http_code} %{http_version} %{size_download} %{size_upload} %{num_connects} %{remote_ip}\n";
+            let (one, two) = (format!("{base}/small.txt"), format!("{base}/big"));
+            let (up, none) = (format!("{base}/up-{service}"), format!("{base}/nothing"));
+            let www = ends.b.space().scratch().join(format!("nginx-{}/www", stage.port(service)));
+            let there = format!("cd {} && sha256sum up-{service}", www.display());
+            let range = ["-r", "1048570-1048589", &two];
+            let parallel = [
+                "-Z",
+                "-w",
+                "%{http_code} %{size_download}\n",
+                "-o",
+                "/dev/null",
+                &two,
+                "-o",
+                "/dev/null",
+                &two,
+            ];
+            Outcome::default()
+                .with_part("small", curl(&["-w", show, &one]))
+                .with_part("big", curl(&["-w", show, "-o", "/dev/null", &two, "-o", "/dev/null", &two]))
+                .with_part("range", curl(&range))
+                .with_part("parallel", curl(&parallel))
+                .with_part("upload", curl(&["-w", show, "-T", upload.to_str().expect("UTF-8"), &up]))
+                .with_part("back", Outcome::of(&ends.b.run("", &["sh", "-c", &there])))
+                .with_part("missing", curl(&["-w", show, "-o", "/dev/null", &none]))
+                .with_part("head", curl(&["-w", show, "-o", "/dev/null", "--head", &one]))
+        });
+        // curl 7.88 itself fails to use a connection of HTTP/2 in clear again, with or without a mesh.
+        let expected = if service == "h2c" { 6 } else { 8 };
+        assert_eq!(said.count("exit status: 0"), expected, "{said:#?}");
+    }
+    report.finish();
+}
+
+/// Returns a file of the host with a key and its certificate.
+fn self_signed(host: &mesh_tests::host::Host) -> String {
+    let file = host.space().scratch().join("self-signed.pem").display().to_string();
+    let key = format!("{file}.key");
+    let request =
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    host.run(
+        "",
+        &[&request[..], &["-subj", "/CN=site", "-days", "2", "-keyout", &key, "-out", &file]].concat(),
+    )
+    .ok();
+    host.run("", &["sh", "-c", &format!("cat {key} >> {file}")]).ok();
+    file
+}
+
+#[test]
+fn go_net_http_client_and_server_work_as_on_plain_tcp() {
+    require_root!();
+    let services = [("site", 80), ("site-tls", 8443)];
+    // One program listens at both ports.
+    let on_b = vec![Service::server("site", 80), second_port("site", services[1])];
+    let stage = Stage::start_with(&services, Scene { on_b, ..Scene::new(&[]) });
+    let program = script::go("http").to_str().expect("UTF-8");
+    let certificate =
+        |host: &mesh_tests::host::Host| host.space().scratch().join("go.pem").display().to_string();
+    let _servers = stage.both(|ends| {
+        let server =
+            script::serve(ends.b, "site", 80, &[program, "serve", "80", "8443", &certificate(ends.b)]);
+        mesh_tests::wait::until("the TLS server", || mesh_tests::program::listens(ends.b, 8443));
+        server
+    });
+    stage.allow("site");
+    stage.allow("site-tls");
+    let mut report = Report::new(&[]);
+    for (case, service) in
+        [("Go net/http, its plain part", "site"), ("Go net/http, its TLS part", "site-tls")]
+    {
+        let said =
+            stage.compare(&mut report, case, service, Proof::Counted { flows: 2, bytes: 1 << 20 }, |ends| {
+                let words = [program, "call", &ends.at(80), &ends.at(8443), &certificate(ends.b)];
+                Outcome::of(&ends.run(&words))
+            });
+        assert_eq!(said.count("exit status: 0"), 1, "{said:#?}");
+    }
+    report.finish();
+}
