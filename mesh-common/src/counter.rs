@@ -29,10 +29,11 @@ pub enum Counter {
     DeniedNoResolver = 19,
     RefusedNoInstance = 20,
     DeniedNoService = 21,
+    DeniedBound = 22,
 }
 
 impl Counter {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -50,6 +51,7 @@ impl Counter {
         Self::EventLost,
         Self::DeniedBind,
         Self::DeniedMptcp,
+        Self::DeniedBound,
         Self::DnsDiverted,
         Self::DnsPassed,
         Self::DeniedNoResolver,
@@ -77,6 +79,7 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
+            Self::DeniedBound => "denied_bound",
             Self::DnsDiverted => "dns_diverted",
             Self::DnsPassed => "dns_passed",
             Self::DeniedNoResolver => "denied_no_resolver",

@@ -9,7 +9,7 @@ use netlink_sys::Socket as Netlink;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    daemon::{listeners::is_absent, visitor::Visitor},
+    daemon::{listeners::is_absent, services::take_no_data_in_syn, visitor::Visitor},
     datapath::{guards::Guards, host},
     dns,
 };
@@ -81,5 +81,6 @@ fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(128)?;
+    take_no_data_in_syn(&socket)?;
     Ok(socket.into())
 }
