@@ -116,7 +116,7 @@ fn containers_service_is_reached_through_the_mesh_and_by_nobody_around_it() {
     let _open = serve(&mesh.b.host, &container, "[::]:5433", "open");
     let status = until_guarded(&mesh.b, 1);
     assert!(guards(&status).iter().all(|target| target.ends_with(" (db)")), "{:?}", guards(&status));
-    assert!(is_passing(&status, "db"));
+    mesh.b.wait_status("its health", |s| is_passing(s, "db"));
     assert!(mesh.b.cli(&["status"]).ok().contains("net:["));
 
     // The same host, another host, another container: each reaches the open port and not the protected one.

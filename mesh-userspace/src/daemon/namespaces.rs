@@ -93,7 +93,8 @@ impl Follower<'_> {
     }
 
     async fn take_in(&mut self, sight: Sight) {
-        let protected = self.kernel.lock().protected_services();
+        let known_as = self.kernel.lock().protected_services();
+        let protected: BTreeSet<_> = known_as.values().cloned().collect();
         for (inode, present) in &sight.elsewhere {
             if !self.failed.contains_key(inode) && !self.served.has(*inode) {
                 self.enter(*inode).await;
@@ -105,7 +106,7 @@ impl Follower<'_> {
             self.remove(namespace.cookie);
             tracing::info!(namespace = inode, "a network namespace without workloads is left");
         }
-        self.publish(&sight, &protected);
+        self.publish(&sight, &protected, &known_as);
         // One that cannot be served now may have a guard of the daemon before.
         self.guards.keep(|inode| self.served.is_protected(inode) || self.failed.contains_key(&inode));
     }
@@ -242,7 +243,12 @@ impl Follower<'_> {
     }
 
     /// Tells everybody where services are.
-    fn publish(&self, sight: &Sight, protected: &BTreeSet<ServiceName>) {
+    fn publish(
+        &self,
+        sight: &Sight,
+        protected: &BTreeSet<ServiceName>,
+        known_as: &BTreeMap<ServiceName, ServiceName>,
+    ) {
         let at_home: BTreeSet<_> = sight.at_home.intersection(protected).cloned().collect();
         let mut places: BTreeMap<ServiceName, Places> = BTreeMap::new();
         for service in &at_home {
@@ -263,6 +269,7 @@ impl Follower<'_> {
         if self.kernel.lock().set_elsewhere(elsewhere) {
             self.kernel.reconcile();
         }
-        self.whereabouts.set(places);
+        let of = |known: &ServiceName| places.get(known).cloned().unwrap_or_default();
+        self.whereabouts.set(known_as.iter().map(|(name, known)| (name.clone(), of(known))).collect());
     }
 }

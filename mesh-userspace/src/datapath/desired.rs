@@ -279,7 +279,7 @@ fn protected(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap
 
 /// Whether the service's programs are in network namespaces of their own.
 fn is_away(view: &View<'_>, service: &LocalService) -> bool {
-    service.announce_port.is_some() || view.elsewhere.is_some_and(|all| all.is_away(&service.name))
+    service.announce_port.is_some() || view.elsewhere.is_some_and(|all| all.is_away(&service.known_as))
 }
 
 /// Returns, for each network namespace of a service's own, the cookie, its addresses, the service and its port there.
@@ -289,7 +289,7 @@ fn listening_elsewhere<'v>(
     let services = view.services;
     let namespaces = view.elsewhere.into_iter().flat_map(|all| &all.namespaces);
     namespaces.flat_map(move |(netns, inhabited)| {
-        let there = services.iter().filter(|s| inhabited.services.contains(&s.name));
+        let there = services.iter().filter(|s| inhabited.services.contains(&s.known_as));
         there.filter_map(|s| Some((*netns, &inhabited.addresses, s, s.port?)))
     })
 }

@@ -1,7 +1,7 @@
 //! The datapath at run time: owns the maps and keeps them in line with the mesh, the cgroups and the addresses.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
@@ -239,9 +239,10 @@ impl Engine {
         matched.map(|c| (c.path.clone(), c.service.clone())).collect()
     }
 
-    /// The services whose port is protected.
-    pub fn protected_services(&self) -> BTreeSet<ServiceName> {
-        self.services.iter().filter(|s| s.port.is_some()).map(|s| s.name.clone()).collect()
+    /// The services whose port is protected, and what their programs are known as.
+    pub fn protected_services(&self) -> BTreeMap<ServiceName, ServiceName> {
+        let protected = self.services.iter().filter(|s| s.port.is_some());
+        protected.map(|s| (s.name.clone(), s.known_as.clone())).collect()
     }
 
     /// Takes in where services are besides the host's network namespace; takes effect with the next
