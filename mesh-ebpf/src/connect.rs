@@ -359,7 +359,7 @@ fn redirect(
     let v4 = origin.original_dst.addr.v4().is_some();
     let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
-    bound::check_source(ctx, family, home)?;
+    bound::check_source(ctx, family, netns, home)?;
     let device = bound::release_device(ctx)?;
     remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, flags: 0, device, pad: 0 })
         .map_err(|()| event::REASON_MAP_FULL)?;
