@@ -29,11 +29,12 @@ pub enum Counter {
     DeniedNoResolver = 19,
     RefusedNoInstance = 20,
     DeniedNoService = 21,
+    DeniedBound = 22,
     DeniedProtocol = 24,
 }
 
 impl Counter {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Captured,
         Self::Direct,
         Self::DeniedIntention,
@@ -51,6 +52,7 @@ impl Counter {
         Self::EventLost,
         Self::DeniedBind,
         Self::DeniedMptcp,
+        Self::DeniedBound,
         Self::DeniedProtocol,
         Self::DnsDiverted,
         Self::DnsPassed,
@@ -79,6 +81,7 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::DeniedBind => "denied_bind",
             Self::DeniedMptcp => "denied_mptcp",
+            Self::DeniedBound => "denied_bound",
             Self::DeniedProtocol => "denied_protocol",
             Self::DnsDiverted => "dns_diverted",
             Self::DnsPassed => "dns_passed",

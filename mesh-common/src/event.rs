@@ -71,6 +71,10 @@ pub const REASON_NO_LISTENER: u32 = 7;
 pub const REASON_BIND: u32 = 8;
 /// `socket()` for MPTCP, whose `connect()` runs no hook.
 pub const REASON_MPTCP: u32 = 9;
+/// The socket is bound to a source address that is not the host's: no way back from the listener.
+pub const REASON_SOURCE: u32 = 20;
+/// The socket is bound to a device, and the caller lacks the capability to have it freed.
+pub const REASON_DEVICE: u32 = 21;
 /// A query for names that the daemon could not take, with `dns.when_down = "refuse"`.
 pub const REASON_NO_RESOLVER: u32 = 10;
 /// No instance of the service that a virtual IP means can take it; `connect()` was answered with `ECONNREFUSED`.
@@ -93,6 +97,8 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_NO_LISTENER => "no-listener",
         REASON_BIND => "bind",
         REASON_MPTCP => "mptcp",
+        REASON_SOURCE => "bound-source",
+        REASON_DEVICE => "bound-device",
         REASON_PROTOCOL => "protocol",
         REASON_NO_RESOLVER => "no-resolver",
         REASON_NO_INSTANCE => "no-healthy-instance",

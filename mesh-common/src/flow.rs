@@ -30,8 +30,11 @@ pub struct SocketState {
     pub disposition: u32,
     /// `SOCKET_FLAG_*` bits.
     pub flags: u32,
+    /// The index of the device that the program had bound it to, and capture freed it from; 0 for none.
+    pub device: u32,
+    pub pad: u32,
 }
-contract!(SocketState, 64);
+contract!(SocketState, 72);
 
 /// The socket's connection was redirected to the outbound listener.
 pub const SOCKET_CAPTURED: u32 = 1;

@@ -26,7 +26,7 @@ use mesh_common::{
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide, is_refusal};
 
-use crate::{caller, context, context::Family, dns, egress, maps, report};
+use crate::{bound, caller, context, context::Family, dns, egress, maps, report};
 
 const PROCEED: i32 = 1;
 const EPERM: i32 = 0;
@@ -86,6 +86,13 @@ pub struct Denial {
     pub remote: Endpoint,
 }
 
+/// The socket's network namespace, and whether that is the host's.
+#[derive(Clone, Copy)]
+struct Place {
+    netns: u64,
+    home: bool,
+}
+
 #[inline(always)]
 fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     let remote = context::dialled(ctx, family);
@@ -93,18 +100,18 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
     let Some(settings) = maps::SETTINGS.get(0) else { return Err(unknown) };
     let caller = caller::caller(settings);
     // An earlier connect() on this socket may have left its state, whoever made it: it is over.
-    // SAFETY: `sk` is the context's own socket.
-    let _ = unsafe { maps::SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+    forget(ctx);
     if caller == Caller::Exempt {
         return Ok(());
     }
     let netns = context::netns_of(ctx);
+    let place = Place { netns, home: netns == settings.host_netns };
     let (target, virtual_ip) = resolve(remote, netns, settings);
     if let Some(asker) = dns::asker(caller, remote, target, settings) {
         let origin = origin(ctx, remote, asker, policy::NO_SERVICE);
         let denied = |reason| Denial { reason, source: asker, destination: policy::NO_SERVICE, remote };
         if dns::is_divertible(ctx, &remote) {
-            match redirect(ctx, family, origin, netns, (LISTENER_DNS4, LISTENER_DNS6)) {
+            match redirect(ctx, family, origin, place, (LISTENER_DNS4, LISTENER_DNS6)) {
                 Ok(()) => {
                     report::count(Counter::DnsDiverted);
                     return Ok(());
@@ -144,7 +151,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
                 None => direct(ctx, origin, remote, netns, 0).or_else(|()| refused(event::REASON_MAP_FULL)),
                 // Nobody is there after all: the proxy finds another instance.
                 Some(local) if !is_listening(ctx, local) => {
-                    capture(ctx, family, origin, netns).or_else(refused)
+                    capture(ctx, family, origin, place).or_else(refused)
                 }
                 Some(local) => {
                     direct(ctx, origin, *local, netns, SOCKET_FLAG_VIRTUAL)
@@ -155,7 +162,7 @@ fn try_connect(ctx: &SockAddrContext, family: Family) -> Result<(), Denial> {
             }
         }
         Verdict::Capture { source, destination } => {
-            capture(ctx, family, origin(ctx, remote, source, destination), netns).or_else(refused)
+            capture(ctx, family, origin(ctx, remote, source, destination), place).or_else(refused)
         }
         // Looked up last: who is not confined pays nothing for it.
         Verdict::Deny(event::REASON_MESH_ONLY) if egress::lists(source, remote, EGRESS_TCP) => Ok(()),
@@ -304,6 +311,20 @@ fn log(ctx: &SockAddrContext, remote: Endpoint, source: ServiceId, destination: 
     );
 }
 
+/// Removes what an earlier `connect()` left on the socket, and gives the program its device back.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the look-up does not create; the pointer is checked below.
+    let state = unsafe { maps::SOCKETS.get_ptr_mut(ctx) };
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: not null, and valid as long as the socket, which the call holds.
+    bound::restore_device(ctx, unsafe { (*state).device });
+    // SAFETY: `sk` is the context's own socket.
+    let _ = unsafe { maps::SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+}
+
 /// Stores `state` on the socket; fails when the kernel has no room for it.
 #[inline(always)]
 pub fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()> {
@@ -314,7 +335,7 @@ pub fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> Result<(), ()
 
 #[inline(always)]
 fn direct(ctx: &SockAddrContext, origin: Origin, remote: Endpoint, netns: u64, flags: u32) -> Result<(), ()> {
-    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, flags })?;
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_DIRECT, flags, device: 0, pad: 0 })?;
     let flow = DirectFlow {
         origin,
         netns,
@@ -332,8 +353,8 @@ fn direct(ctx: &SockAddrContext, origin: Origin, remote: Endpoint, netns: u64, f
 
 /// Redirects the call to the daemon's listener in the caller's namespace; the error is a `REASON_*`.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, netns: u64) -> Result<(), u32> {
-    redirect(ctx, family, origin, netns, (LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))?;
+fn capture(ctx: &SockAddrContext, family: Family, origin: Origin, at: Place) -> Result<(), u32> {
+    redirect(ctx, family, origin, at, (LISTENER_OUTBOUND4, LISTENER_OUTBOUND6))?;
     report::count(Counter::Captured);
     Ok(())
 }
@@ -343,14 +364,16 @@ fn redirect(
     ctx: &SockAddrContext,
     family: Family,
     origin: Origin,
-    netns: u64,
+    Place { netns, home }: Place,
     (role4, role6): (u32, u32),
 ) -> Result<(), u32> {
     // A v4 destination dialled through a v6 socket stays a v4 connection.
     let v4 = origin.original_dst.addr.v4().is_some();
     let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
-    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, flags: 0 })
+    bound::check_source(ctx, family, home)?;
+    let device = bound::release_device(ctx)?;
+    remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, flags: 0, device, pad: 0 })
         .map_err(|()| event::REASON_MAP_FULL)?;
     context::set_address(ctx, family, Endpoint::new(loopback, port));
     Ok(())
@@ -385,6 +408,7 @@ pub fn deny(ctx: &SockAddrContext, denial: &Denial) {
         event::REASON_MESH_ONLY => Counter::DeniedMeshOnly,
         event::REASON_PROTOCOL => Counter::DeniedProtocol,
         event::REASON_NO_LISTENER => Counter::DeniedNoListener,
+        event::REASON_SOURCE | event::REASON_DEVICE => Counter::DeniedBound,
         event::REASON_NO_RESOLVER => Counter::DeniedNoResolver,
         event::REASON_NO_INSTANCE => Counter::RefusedNoInstance,
         event::REASON_NO_SERVICE => Counter::DeniedNoService,

@@ -66,6 +66,25 @@ pub fn set_address(ctx: &SockAddrContext, family: Family, to: Endpoint) {
     }
 }
 
+/// Returns the source address that the program bound the socket to; unspecified when it did not.
+#[inline(always)]
+pub fn bound_source(ctx: &SockAddrContext, family: Family) -> Addr {
+    // SAFETY: the kernel passes a valid context, whose socket is never null.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    match family {
+        Family::V4 => Addr::from_v4(field!(sk, src_ip4)),
+        Family::V6 => Addr::from_v6(words!(sk, src_ip6)),
+    }
+}
+
+/// Returns the index of the device that the socket is bound to, or 0.
+#[inline(always)]
+pub fn bound_device(ctx: &SockAddrContext) -> u32 {
+    // SAFETY: as in `bound_source`.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    field!(sk, bound_dev_if)
+}
+
 #[inline(always)]
 pub fn netns_of(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the program's own context.

@@ -90,7 +90,7 @@ fn try_divert(
     }
     if call == Call::Connect {
         let origin = connect::origin(ctx, remote, service, policy::NO_SERVICE);
-        let mut state = SocketState { origin, disposition: flow::SOCKET_DNS, flags: 0 };
+        let mut state = SocketState { origin, disposition: flow::SOCKET_DNS, flags: 0, device: 0, pad: 0 };
         connect::remember(ctx, &mut state).map_err(|()| refused(event::REASON_MAP_FULL))?;
     }
     Ok(true)

@@ -4,6 +4,7 @@
 #![no_main]
 
 mod bind;
+mod bound;
 mod caller;
 mod connect;
 mod context;

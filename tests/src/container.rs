@@ -71,6 +71,11 @@ impl Container {
         self.run(&all)
     }
 
+    /// The process that keeps the namespace.
+    pub fn pid(&self) -> u32 {
+        self.keeper.id()
+    }
+
     pub fn ip(&self) -> IpAddr {
         self.v4.into()
     }

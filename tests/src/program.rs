@@ -1,5 +1,6 @@
 //! Unmodified programs, each started with a configuration of its own in a host's cgroup and ready when returned.
 
+pub mod compiled;
 pub mod connect_proxy;
 pub mod consul;
 pub mod dnsmasq;

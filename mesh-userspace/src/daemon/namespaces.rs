@@ -24,6 +24,7 @@ use tokio::{
 use super::{
     kernel::Kernel,
     listeners::{hand_over_names, is_absent},
+    services::take_no_data_in_syn,
     visitor::{Cgroups, Visitor},
 };
 use crate::{
@@ -175,6 +176,7 @@ fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(128)?;
+    take_no_data_in_syn(&socket)?;
     Ok(socket.into())
 }
 

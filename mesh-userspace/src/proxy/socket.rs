@@ -21,7 +21,8 @@ impl Default for Keepalive {
     }
 }
 
-/// Prepares a socket of a flow: no delay, keepalive, and **a reset when it is dropped**.
+/// Prepares a socket of a flow: no delay, keepalive, urgent data in its place in the stream (there is no way for it through
+/// TLS, and dropping it would be a gap), and **a reset when it is dropped**.
 ///
 /// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
 /// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
@@ -32,7 +33,9 @@ pub(super) fn prepare(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()
         .with_time(keepalive.after)
         .with_interval(keepalive.every)
         .with_retries(keepalive.probes);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+    let socket = SockRef::from(stream);
+    socket.set_out_of_band_inline(true)?;
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// Makes the kernel reset the connection when the socket is dropped.

@@ -7,19 +7,23 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 25] = [
+const TEST: [&str; 29] = [
     "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
+    "gcc-multilib",
     "golang-go",
     "iperf3",
     "iproute2",
+    "libc6-dev-i386",
     "mariadb-server",
     "musl-tools",
     "nginx-light",
+    "openjdk-17-jdk-headless",
     "openssh-client",
     "openssh-server",
     "openssl",
+    "perl",
     "postgresql",
     "procps",
     "python3",

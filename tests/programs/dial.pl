@@ -1,0 +1,13 @@
+# Connects as Perl does: `dial.pl ADDRESS PORT`.
+use strict;
+use IO::Socket::INET;
+
+my $socket = IO::Socket::INET->new(PeerAddr => $ARGV[0], PeerPort => $ARGV[1], Proto => "tcp", Timeout => 20);
+if (!$socket) {
+    print "perl error=$!\n";
+    exit 1;
+}
+print $socket "sent by perl";
+shutdown $socket, 1;
+local $/;
+print "perl peer=", $socket->peerhost, " received=", scalar <$socket>, "\n";

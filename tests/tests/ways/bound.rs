@@ -1,0 +1,79 @@
+//! Sockets that the program bound before it connected: to a port, an address, a device.
+
+use mesh_tests::{host::Family, require_root};
+
+use super::{BARE, ECHO, Ways, address, is_denied_for, is_echoed, text};
+
+#[test]
+fn fixed_port_and_own_address_stay_what_they_are() {
+    require_root!();
+    for (family, any) in [(Family::V4, "0.0.0.0"), (Family::V6, "::")] {
+        let ways = Ways::new(family);
+        let own = text(ways.mesh.a.host.ip(family));
+        let said = ways.arrives("bind", &[any, "40001"]);
+        assert_eq!(address(&said["local"]).port(), 40001, "{said}");
+        ways.is_denied("bind", &[any, "40002"]);
+        let said = ways.arrives("bind", &[&own, "40003"]);
+        assert_eq!(
+            address(&said["local"]),
+            format!("{}", std::net::SocketAddr::new(own.parse().unwrap(), 40003)).parse().unwrap()
+        );
+        ways.is_denied("bind", &[&own, "40004"]);
+        if family == Family::V4 {
+            ways.both("bind-no-port", &[&own]);
+            // Plain TCP cannot leave the host with this source; the mesh does for it.
+            ways.both("bind", &["127.0.0.1", "40005"]);
+            ways.end(4);
+        } else {
+            ways.end(2);
+        }
+    }
+}
+
+#[test]
+fn foreign_source_address_is_denied_and_reported_rather_than_left_to_hang() {
+    require_root!();
+    let ways = Ways::new(Family::V4);
+    let own = text(ways.mesh.a.host.v4);
+    for way in ["transparent", "freebind"] {
+        let said = ways.say("web", way, ways.to(ECHO), &["203.0.113.7"]);
+        assert_eq!((&said["error"], &said["at"]), (&"EPERM".into(), &"connect".into()), "{said}");
+        ways.both(way, &[&own]);
+    }
+    is_denied_for(&ways.mesh.a, "web", "bound-source");
+    assert_eq!(ways.mesh.a.status().counter("denied_bound"), 2);
+    ways.end(2);
+}
+
+#[test]
+fn socket_bound_to_a_device_is_captured_and_bound_again_when_it_connects_elsewhere() {
+    require_root!();
+    for family in [Family::V4, Family::V6] {
+        let ways = Ways::new(family);
+        ways.both("device", &["eth0"]);
+        let bare = ways.to(BARE);
+        let said = ways.say("web", "device-again", ways.to(ECHO), &[&text(bare.ip()), &BARE.to_string()]);
+        is_echoed(&said, "device-again", bare);
+        assert_eq!(said["device"], "eth0", "the program's own binding counts outside the mesh: {said}");
+        ways.end(2);
+    }
+}
+
+#[test]
+fn socket_that_its_program_may_not_free_from_a_device_is_denied_and_reported() {
+    require_root!();
+    let ways = Ways::new(Family::V4);
+    let to = ways.to(ECHO);
+    let (ip, port) = (text(to.ip()), to.port().to_string());
+    let program = ways.program.to_str().expect("UTF-8");
+    // An ordinary user may bind a socket that is bound to nothing, and not free it.
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+    let words = [&nobody[..], &[program, "device", &ip, &port, "eth0"]].concat();
+    let said = ways.mesh.a.host.run("web", &words);
+    assert!(said.stdout.contains("\"error\": \"EPERM\", \"at\": \"connect\""), "{said}");
+    is_denied_for(&ways.mesh.a, "web", "bound-device");
+    let words = [&nobody[..], &[program, "blocking", &ip, &port]].concat();
+    let said = ways.mesh.a.host.run("web", &words);
+    assert!(said.stdout.contains("sent by blocking"), "{said}");
+    ways.end(1);
+}
