@@ -83,7 +83,7 @@ pub const REASON_NO_INSTANCE: u32 = 11;
 pub const REASON_NO_SERVICE: u32 = 12;
 
 /// `socket()` for a protocol that no hook judges, by a `mesh-only` workload.
-pub const REASON_PROTOCOL: u32 = 20;
+pub const REASON_PROTOCOL: u32 = 30;
 
 /// Returns the words for `reason`, as logs, metrics and `status` show them.
 pub const fn reason_text(reason: u32) -> &'static str {

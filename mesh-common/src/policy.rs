@@ -1,7 +1,7 @@
 //! What the daemon tells the kernel: who is who, what is where, what may connect.
 
 use crate::{
-    addr::{AddrRange, Endpoint, Port},
+    addr::{Addr, AddrRange, Endpoint, Port},
     contract,
 };
 
@@ -41,9 +41,15 @@ pub const WORKLOAD_MESH_ONLY: u32 = 1 << 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Destination {
     pub service: ServiceId,
-    pub pad: u32,
+    /// `DESTINATION_*` bits.
+    pub flags: u32,
 }
 contract!(Destination, 8);
+
+/// The instance is one of this host: what `PROTECTED` says to those in its network namespace, said to all others.
+pub const DESTINATION_HERE: u32 = 1;
+/// Of an instance of this host: its guard lets through what it would have denied.
+pub const DESTINATION_PERMISSIVE: u32 = 1 << 1;
 
 /// Value of `VIRTUALS` (key: [`crate::addr::Addr`]): the service that an address means, whatever the port.
 #[repr(C)]
@@ -62,21 +68,31 @@ pub const VIRTUAL_SERVED: u32 = 1;
 /// One of the instances is this host's own, and `local` is of the address's family.
 pub const VIRTUAL_LOCAL: u32 = 1 << 1;
 
-/// Key of `PROTECTED`: a port of this host that belongs to a service.
+/// Key of `PROTECTED`: a port of a network namespace that belongs to a service.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ProtectedKey {
+    pub netns: u64,
     pub port: Port,
-    pub pad: u16,
+    pub pad: [u16; 3],
 }
-contract!(ProtectedKey, 4);
+contract!(ProtectedKey, 16);
 
 impl ProtectedKey {
     #[inline(always)]
-    pub const fn new(port: Port) -> Self {
-        Self { port, pad: 0 }
+    pub const fn new(netns: u64, port: Port) -> Self {
+        Self { netns, port, pad: [0; 3] }
     }
 }
+
+/// Key of `HOST_ADDRS`: an address of a network namespace whose ports are protected.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HostAddrKey {
+    pub netns: u64,
+    pub addr: Addr,
+}
+contract!(HostAddrKey, 24);
 
 /// Value of `PROTECTED`.
 #[repr(C)]
@@ -92,6 +108,8 @@ contract!(Protected, 12);
 
 /// The guard counts what it would have denied, and lets it through.
 pub const PROTECTED_PERMISSIVE: u32 = 1;
+/// The service's programs are in other network namespaces: the port here is the one that the service is announced at.
+pub const PROTECTED_ELSEWHERE: u32 = 1 << 1;
 
 /// Key of `POLICY`: may `source` connect to `destination`? Only allowed pairs are in the map, so that a missing
 /// entry, for whatever reason, denies.
@@ -116,7 +134,7 @@ pub struct Settings {
     /// Cgroups with an id above this one have not been matched with the selectors yet. Ids of cgroups only grow
     /// (`kernfs_new_node`: `idr_alloc_cyclic` plus a generation in the upper half).
     pub classified_up_to: u64,
-    /// The network namespace whose services `PROTECTED` lists, and whose listeners `LISTENERS` holds.
+    /// The host's own network namespace.
     pub host_netns: u64,
     /// What virtual IPs are taken from: an address in one of these that `VIRTUALS` lacks means nothing.
     pub virtual4: AddrRange,

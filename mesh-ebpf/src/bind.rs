@@ -22,15 +22,13 @@ pub fn bind(ctx: &SockAddrContext, family: Family) -> i32 {
         return PROCEED;
     }
     let local = context::dialled(ctx, family);
+    // The same port of another namespace is another place.
+    let netns = context::netns_of(ctx);
     // SAFETY: the entry is copied at once; the daemon replaces entries, it does not edit them in place.
-    let Some(protected) = (unsafe { maps::PROTECTED.get(ProtectedKey::new(local.port)) }) else {
+    let Some(protected) = (unsafe { maps::PROTECTED.get(ProtectedKey::new(netns, local.port)) }) else {
         return PROCEED;
     };
     let Some(settings) = maps::SETTINGS.get(0) else { return EPERM };
-    // The same port of another namespace is another place.
-    if context::netns_of(ctx) != settings.host_netns {
-        return PROCEED;
-    }
     let caller = caller::caller(settings);
     let permissive = protected.flags & PROTECTED_PERMISSIVE != 0;
     let (kind, counter, reason) = match decide_bind(caller, protected.service, protected.listener, permissive)
@@ -45,6 +43,7 @@ pub fn bind(ctx: &SockAddrContext, family: Family) -> i32 {
     event.source = if let Caller::Workload { service, .. } = caller { service } else { policy::NO_SERVICE };
     event.destination = protected.service;
     event.remote = local;
+    event.netns = netns;
     report::emit(&event);
     if denied { EPERM } else { PROCEED }
 }

@@ -20,8 +20,8 @@ use mesh_common::{
     flow::{self, COMM_LEN, DirectFlow, Origin, SOCKET_FLAG_VIRTUAL, SocketState},
     map::{LISTENER_DNS4, LISTENER_DNS6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6, ListenerKey},
     policy::{
-        self, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_MESH_ONLY, SETTINGS_SAME_HOST_MTLS,
-        SETTINGS_SYNCED, ServiceId, Settings,
+        self, Destination, HostAddrKey, PolicyKey, ProtectedKey, SETTINGS_INCOMPLETE, SETTINGS_MESH_ONLY,
+        SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings,
     },
 };
 use mesh_ebpf::verdict::{Caller, Mode, Target, Verdict, decide, is_refusal};
@@ -180,22 +180,28 @@ pub fn target(remote: Endpoint, netns: u64, settings: &Settings) -> Target {
 #[inline(always)]
 fn resolve(remote: Endpoint, netns: u64, settings: &Settings) -> (Target, Option<&'static Endpoint>) {
     // SAFETY: as in `caller`.
-    if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(remote.port)) } {
-        let loopback = remote.addr.is_loopback();
-        let home = netns == settings.host_netns;
-        // Loopback of another namespace is another place.
+    if let Some(protected) = unsafe { maps::PROTECTED.get(ProtectedKey::new(netns, remote.port)) } {
+        let own = HostAddrKey { netns, addr: remote.addr };
         // SAFETY: as in `caller`.
-        if (loopback && home) || (!loopback && unsafe { maps::HOST_ADDRS.get(remote.addr) }.is_some()) {
+        if remote.addr.is_loopback() || unsafe { maps::HOST_ADDRS.get(own) }.is_some() {
             let target = Target::Local {
                 service: protected.service,
                 permissive: protected.flags & policy::PROTECTED_PERMISSIVE != 0,
-                reachable: home,
+                reachable: protected.flags & policy::PROTECTED_ELSEWHERE == 0,
             };
             return (target, None);
         }
     }
     // SAFETY: as in `caller`.
     match unsafe { maps::DESTINATIONS.get(remote) } {
+        Some(Destination { service, flags }) if flags & policy::DESTINATION_HERE != 0 => {
+            let target = Target::Local {
+                service: *service,
+                permissive: flags & policy::DESTINATION_PERMISSIVE != 0,
+                reachable: false,
+            };
+            (target, None)
+        }
         Some(destination) => (Target::Remote { service: destination.service }, None),
         None => virtual_target(&remote.addr, netns, settings),
     }
@@ -371,7 +377,7 @@ fn redirect(
     let v4 = origin.original_dst.addr.v4().is_some();
     let (role, loopback) = if v4 { (role4, LOOPBACK4) } else { (role6, LOOPBACK6) };
     let port = listener_port(&ListenerKey { netns, role, pad: 0 }).ok_or(event::REASON_NO_LISTENER)?;
-    bound::check_source(ctx, family, home)?;
+    bound::check_source(ctx, family, netns, home)?;
     let device = bound::release_device(ctx)?;
     remember(ctx, &mut SocketState { origin, disposition: flow::SOCKET_CAPTURED, flags: 0, device, pad: 0 })
         .map_err(|()| event::REASON_MAP_FULL)?;

@@ -14,7 +14,10 @@ use mesh_common::{
     event::Event,
     flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
     map::ListenerKey,
-    policy::{Destination, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Virtual, Workload},
+    policy::{
+        Destination, HostAddrKey, Name, PolicyKey, Protected, ProtectedKey, ServiceId, Settings, Virtual,
+        Workload,
+    },
 };
 
 const LAZY: usize = BPF_F_NO_PREALLOC as usize;
@@ -23,7 +26,8 @@ const LAZY: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, Workload, 16384, LAZY> = HashMap::new();
 
-/// Daemon → `connect`. Address of a remote instance → service; lives as long as the instance is in the catalog.
+/// Daemon → `connect`. Address of an instance that is not in the caller's network namespace → service; lives as long as
+/// the instance is in the catalog, or the container here.
 #[btf_map]
 pub static DESTINATIONS: HashMap<Endpoint, Destination, 262144, LAZY> = HashMap::new();
 
@@ -31,9 +35,10 @@ pub static DESTINATIONS: HashMap<Endpoint, Destination, 262144, LAZY> = HashMap:
 #[btf_map]
 pub static VIRTUALS: HashMap<Addr, Virtual, 262144, LAZY> = HashMap::new();
 
-/// Daemon → `connect`, `sk_lookup`. Port of this host → service; lives as long as the configuration names it.
+/// Daemon → `bind`, `connect`, `sk_lookup`. Port of a network namespace → service; lives as long as the configuration
+/// names it, and a process of the service is in that namespace (the host's: always).
 #[btf_map]
-pub static PROTECTED: HashMap<ProtectedKey, Protected, 1024> = HashMap::new();
+pub static PROTECTED: HashMap<ProtectedKey, Protected, 16384, LAZY> = HashMap::new();
 
 /// Daemon → `connect`. Allowed pairs only: local workload → service.
 #[btf_map]
@@ -44,9 +49,10 @@ pub static POLICY: HashMap<PolicyKey, u32, 262144, LAZY> = HashMap::new();
 #[btf_map]
 pub static EGRESS: LpmTrie<EgressSubject, EgressRules, 65536> = LpmTrie::new();
 
-/// Daemon → `connect`, `sk_lookup`. The host's own addresses, loopback not included.
+/// Daemon → `connect`, `sk_lookup`. The own addresses of the host, and of each network namespace that `PROTECTED` has a
+/// port of; loopback not included.
 #[btf_map]
-pub static HOST_ADDRS: HashMap<Addr, u32, 4096, LAZY> = HashMap::new();
+pub static HOST_ADDRS: HashMap<HostAddrKey, u32, 16384, LAZY> = HashMap::new();
 
 /// Daemon → all. One entry.
 #[btf_map]

@@ -124,6 +124,11 @@ impl Catalog {
         self.own.get(&(service.clone(), port))
     }
 
+    /// Returns this host's own instance of `service`, at whatever port: a container's own address is in no catalog.
+    pub fn own_placed_of(&self, service: &ServiceName) -> Option<&Placed> {
+        self.own.iter().find(|((name, _), _)| name == service).map(|(_, placed)| placed)
+    }
+
     /// Returns the instance that a program dialling `address` means.
     pub fn instance_at(&self, address: SocketAddr) -> Option<&Arc<Instance>> {
         self.placed_at(address).map(|placed| &placed.instance)

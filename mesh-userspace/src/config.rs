@@ -69,7 +69,7 @@ pub struct Config {
     pub control_plane: ControlPlane,
     /// The whole catalog is watched while it has no more services than this; 0: never.
     pub catalog_limit: usize,
-    /// No two have one name, port or mesh port.
+    /// No two have one name, announced port or mesh port.
     pub services: Vec<ServiceConfig>,
     /// Named as no service is.
     pub gateways: Vec<GatewayConfig>,
@@ -184,13 +184,23 @@ pub struct ServiceConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProtectedPort {
     pub port: u16,
-    /// Where the daemon dials the program.
+    /// The port of the host's addresses that the service is announced at, where its programs are in network namespaces of
+    /// their own and nowhere else; `None`: `port`.
+    pub announce_port: Option<u16>,
+    /// Where the daemon dials the program, in the network namespace that it is in.
     pub address: IpAddr,
     pub guard: GuardMode,
     /// `None`: the next free one of `address.mesh_ports`.
     pub mesh_port: Option<u16>,
     /// How often the daemon tries a TCP connect; `None` when the check is off.
     pub check_interval: Option<Duration>,
+}
+
+impl ProtectedPort {
+    /// The port of the host's addresses that the service is announced at.
+    pub fn announced(&self) -> u16 {
+        self.announce_port.unwrap_or(self.port)
+    }
 }
 
 /// What the guard does with connections that bypass the mesh.

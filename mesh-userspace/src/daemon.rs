@@ -15,6 +15,7 @@ mod signals;
 mod status;
 pub mod virtual_ips;
 mod visitor;
+mod whereabouts;
 
 use std::{
     collections::HashMap,
@@ -51,6 +52,7 @@ use crate::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
         events,
+        guards::Guards,
         names::NameReader,
         uncaptured::established,
     },
@@ -65,6 +67,7 @@ use kernel::Kernel;
 use listeners::Listeners;
 use services::Services;
 use visitor::Visitor;
+use whereabouts::Whereabouts;
 
 /// Runs the daemon until SIGTERM, SIGINT or `meshnode drain`.
 pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
@@ -155,6 +158,7 @@ pub struct Daemon {
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
     namespaces: namespaces::Served,
+    guards: Guards,
     recent: events::Recent,
     started: Instant,
     draining: AtomicBool,
@@ -181,7 +185,8 @@ impl Daemon {
             anyhow::bail!(conflict);
         }
         let embedded = listeners::start_embedded(&config, main_address).await?;
-        let mut services = Services::default();
+        let whereabouts = Whereabouts::new(visitor.clone());
+        let mut services = Services::new(whereabouts.clone());
         let inbound = services.apply(&config)?;
         let mut gateways = Gateways::default();
         let external = gateways.apply(&config)?;
@@ -198,7 +203,10 @@ impl Daemon {
         listeners.hand_to_kernel(&kernel, &sockets)?;
         let proxy =
             proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
-        let host_netns = kernel.lock().host_netns();
+        let (host_netns, guards) = {
+            let engine = kernel.lock();
+            (engine.host_netns(), engine.guards())
+        };
         let egress = egress::Lists::default();
         egress.set(&config);
         proxy.add_outbound(host_netns, sockets.outbound)?;
@@ -232,6 +240,7 @@ impl Daemon {
             announce,
             listeners,
             namespaces: namespaces::Served::default(),
+            guards,
             recent,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -242,7 +251,7 @@ impl Daemon {
         tokio::spawn(daemon.clone().drive());
         tokio::spawn(daemon.clone().follow_gateways());
         if let Some(visitor) = visitor {
-            tokio::spawn(daemon.clone().follow_namespaces(visitor));
+            tokio::spawn(daemon.clone().follow_namespaces(visitor, whereabouts));
         }
         if let Some(log) = outlets.log {
             tracing::warn!("the BPF programs were built for debugging: they log each decision");
@@ -495,10 +504,18 @@ impl Daemon {
         }
     }
 
-    async fn follow_namespaces(self: Arc<Self>, visitor: Visitor) {
-        let served = self.namespaces.clone();
-        let servers = namespaces::Servers { proxy: &self.proxy, dns: self.dns.as_ref() };
-        if let Err(error) = namespaces::follow(visitor, self.kernel.clone(), servers, served).await {
+    async fn follow_namespaces(self: Arc<Self>, visitor: Visitor, whereabouts: Whereabouts) {
+        let follower = namespaces::Follower {
+            visitor,
+            kernel: self.kernel.clone(),
+            proxy: &self.proxy,
+            dns: self.dns.as_ref(),
+            served: self.namespaces.clone(),
+            whereabouts,
+            guards: self.guards.clone(),
+            failed: HashMap::new(),
+        };
+        if let Err(error) = follower.follow().await {
             tracing::error!(%error, "network namespaces are not followed any more: workloads in new ones are denied");
         }
     }

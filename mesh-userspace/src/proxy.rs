@@ -45,7 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use accept::accept_all;
 pub(crate) use audit::RateLimit;
 pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
-pub use inbound::{External, InboundService, Program};
+pub use inbound::{Dial, External, InboundService, Program, Reached};
 pub use outbound::{CapturedFlow, CapturedFlows};
 pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
 pub use socket::Keepalive;
@@ -99,6 +99,8 @@ pub struct ProxyHandle {
     inbound: Mutex<HashMap<String, MeshPort>>,
     /// What ends the outbound listeners of a network namespace, by its cookie.
     outbound: Mutex<HashMap<u64, CancellationToken>>,
+    /// The same of guard listeners besides the host's own.
+    guards: Mutex<HashMap<u64, CancellationToken>>,
     listeners: TaskTracker,
     stop: CancellationToken,
 }
@@ -135,7 +137,6 @@ pub fn start(
     captured: Arc<dyn CapturedFlows>,
     guard: Vec<std::net::TcpListener>,
 ) -> io::Result<ProxyHandle> {
-    let guards = guard.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
     let shared = Arc::new(Shared {
         settings,
         state,
@@ -148,14 +149,32 @@ pub fn start(
         failovers: AtomicU64::new(0),
     });
     let (listeners, stop) = (TaskTracker::new(), CancellationToken::new());
-    for listener in guards {
+    serve_guard(&shared, &listeners, guard, &stop)?;
+    tokio::spawn(watch_policy(Arc::downgrade(&shared), shared.state.clone()));
+    Ok(ProxyHandle {
+        shared,
+        inbound: Mutex::default(),
+        outbound: Mutex::default(),
+        guards: Mutex::default(),
+        listeners,
+        stop,
+    })
+}
+
+/// Resets what is steered to the listeners, until `stop`.
+fn serve_guard(
+    shared: &Arc<Shared>,
+    tasks: &TaskTracker,
+    sockets: Vec<std::net::TcpListener>,
+    stop: &CancellationToken,
+) -> io::Result<()> {
+    for listener in sockets.into_iter().map(listener).collect::<io::Result<Vec<_>>>()? {
         let shared = shared.clone();
-        listeners.spawn(accept::accept_all("guard", listener, stop.clone(), move |stream, peer| {
+        tasks.spawn(accept::accept_all("guard", listener, stop.clone(), move |stream, peer| {
             guard::refuse(&shared, stream, peer);
         }));
     }
-    tokio::spawn(watch_policy(Arc::downgrade(&shared), shared.state.clone()));
-    Ok(ProxyHandle { shared, inbound: Mutex::default(), outbound: Mutex::default(), listeners, stop })
+    Ok(())
 }
 
 fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
@@ -237,9 +256,32 @@ impl ProxyHandle {
         Ok(())
     }
 
-    /// Closes the outbound listeners of a network namespace. Live flows go on.
-    pub fn remove_outbound(&self, netns: u64) {
+    /// Serves the listeners that the guard of a network namespace, other than the host's, steers to; those that served
+    /// it before end. Call it inside the runtime.
+    ///
+    /// # Errors
+    /// A listener cannot be registered with the runtime; nothing was changed.
+    pub fn add_guard(&self, netns: u64, sockets: Vec<std::net::TcpListener>) -> io::Result<()> {
+        let stop = self.stop.child_token();
+        serve_guard(&self.shared, &self.listeners, sockets, &stop)?;
+        let mut guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = guards.insert(netns, stop) {
+            before.cancel();
+        }
+        Ok(())
+    }
+
+    /// Closes the outbound and guard listeners of a network namespace. Live flows go on.
+    pub fn remove_namespace(&self, netns: u64) {
+        self.remove_guard(netns);
         if let Some(stop) = self.outbound_ports().remove(&netns) {
+            stop.cancel();
+        }
+    }
+
+    /// Closes the guard listeners of a network namespace.
+    pub fn remove_guard(&self, netns: u64) {
+        if let Some(stop) = self.guards.lock().unwrap_or_else(PoisonError::into_inner).remove(&netns) {
             stop.cancel();
         }
     }

@@ -58,6 +58,12 @@ impl Container {
         command
     }
 
+    /// The way into the container's network namespace, for programs in other cgroups of `host`.
+    #[track_caller]
+    pub fn enter_as(&self, host: &Host) -> Enter {
+        host.space().enter().with_network_of(self.keeper.id())
+    }
+
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Output {
         run(self.command(words), None, LIMIT)

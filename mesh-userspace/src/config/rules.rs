@@ -34,8 +34,15 @@ impl<'d> Claims<'d> {
         match self.by_port.get(&value) {
             _ if value == 0 => {}
             Some(owner) => {
-                let accepted =
-                    format_args!("found {value}; accepted: a port that nothing else has; {owner} has it");
+                let hint = if at.key.starts_with("service[") && at.key.ends_with("].port") {
+                    " (a service whose programs are in network namespaces of their own, as containers are, can be \
+                     announced at another one: announce_port)"
+                } else {
+                    ""
+                };
+                let accepted = format_args!(
+                    "found {value}; accepted: a port that nothing else has; {owner} has it{hint}"
+                );
                 self.document.note(&at, accepted);
             }
             None => {

@@ -519,6 +519,7 @@ fn protected_port(
     claims: &mut rules::Claims<'_>,
 ) -> Option<ProtectedPort> {
     let port = section.port("port", 1..=u16::MAX);
+    let announce_port = section.port("announce_port", 1..=u16::MAX);
     let address = section.text("address", "the IP address that the program listens on", |text| {
         text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && !ip.is_multicast()).ok_or("")
     });
@@ -529,21 +530,35 @@ fn protected_port(
 
     let Some(port) = port else {
         if !section.has("port") {
-            let orphans =
-                ["address", "guard", "mesh_port", "check"].into_iter().filter(|key| section.has(key));
+            let orphans = ["announce_port", "address", "guard", "mesh_port", "check"]
+                .into_iter()
+                .filter(|key| section.has(key));
             for key in orphans {
                 section.missing("port", &format!("with `{key}`, the port that the program listens on"));
             }
         }
         return None;
     };
-    rules::outside_mesh_range(section.document, &port, mesh_ports);
+    let value = port.value;
+    // In a namespace of its own the service's port clashes with nothing of the host's.
+    let (of_host, announce_port) = match announce_port {
+        Some(announced) => {
+            let number = announced.value;
+            (announced, Some(number))
+        }
+        None => (port, None),
+    };
+    rules::outside_mesh_range(section.document, &of_host, mesh_ports);
     let mesh_port = mesh_port.map(|port| {
         rules::inside_mesh_range(section.document, &port, mesh_ports);
         claims.claim(port)
     });
     Some(ProtectedPort {
-        port: claims.claim(port),
+        port: {
+            claims.claim(of_host);
+            value
+        },
+        announce_port,
         address: address.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.value),
         guard: guard.map_or(GuardMode::Strict, |guard| guard.value),
         mesh_port,

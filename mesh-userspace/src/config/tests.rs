@@ -143,6 +143,21 @@ fn keys_that_clash_are_refused_and_their_twins_accepted() {
             two("port = 20999", ""),
         ),
         (
+            two("port = 80", "port = 80"),
+            "announced at another one: announce_port",
+            two("port = 80", "port = 80\nannounce_port = 81"),
+        ),
+        (
+            two("port = 80", "port = 81\nannounce_port = 80"),
+            "service[1].announce_port: found 80; accepted: a port that nothing else has",
+            two("port = 80\nannounce_port = 81", "port = 80"),
+        ),
+        (
+            two("announce_port = 80", ""),
+            "service[0].port: missing; accepted: with `announce_port`",
+            two("port = 80\nannounce_port = 80", ""),
+        ),
+        (
             two("mesh_port = 21001", ""),
             "service[0].port: missing; accepted: with `mesh_port`",
             two("port = 1\nmesh_port = 21001", ""),
@@ -309,6 +324,7 @@ fn a_service_has_the_defaults_of_the_documentation() {
     assert!(db.selector.matches("/system.slice/postgresql.service"));
     assert_eq!(db.egress, Egress::Passthrough);
     let expected = ProtectedPort {
+        announce_port: None,
         port: 5432,
         address: Ipv4Addr::LOCALHOST.into(),
         guard: GuardMode::Strict,

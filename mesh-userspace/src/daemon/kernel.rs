@@ -145,7 +145,8 @@ async fn cut_later(kernel: Kernel) {
     }
 }
 
-struct News(Socket);
+/// A socket that tells of addresses.
+pub struct News(pub Socket);
 
 impl AsRawFd for News {
     fn as_raw_fd(&self) -> RawFd {

@@ -1,35 +1,46 @@
-//! Listeners in the network namespaces of workloads (containers, `ip netns`), there as long as a workload's process is.
+//! What the daemon has in the network namespaces of workloads (containers, `ip netns`): listeners, and the guard of the
+//! ports that a service has there. It is there as long as a workload's process is.
 //!
 //! Which namespace a process is in, and the way into it, take capabilities that the daemon drops; [`Visitor`] is one
-//! thread that keeps them and does nothing else. A socket keeps its namespace alive, so the listeners are closed when
+//! thread that keeps them and does nothing else. A socket keeps its namespace alive, so the sockets are closed when
 //! the last of the workloads' processes is gone.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    net::{IpAddr, SocketAddr, TcpListener},
     time::{Duration, Instant},
 };
 
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
-use mesh_common::map::{LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
-use socket2::{Domain, Socket, Type};
+use mesh_common::map::{LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::{MissedTickBehavior, interval, sleep},
 };
 
+mod inside;
+mod served;
+mod starts;
+
+use inside::{Opened, Protection, opener};
+use served::Namespace;
+pub use served::{Guarded, Served};
+use starts::Starts;
+
 use super::{
-    kernel::Kernel,
-    listeners::{hand_over_names, is_absent},
-    services::take_no_data_in_syn,
-    visitor::{Cgroups, Visitor},
+    kernel::{Kernel, News},
+    listeners::hand_over_names,
+    visitor::{Sight, Visitor},
+    whereabouts::{Place, Places, Whereabouts},
 };
 use crate::{
-    datapath::host,
+    datapath::{
+        elsewhere::{Elsewhere, Inhabited},
+        guards::Guards,
+        host,
+    },
     dns::{self, Dns},
+    identity::ServiceName,
     proxy::ProxyHandle,
 };
 
@@ -40,261 +51,225 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A namespace that could not be served is tried again after this.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The namespaces that are served, by their inode number (as in `net:[4026531840]`).
-#[derive(Clone, Default)]
-pub struct Served(Arc<Mutex<BTreeMap<u64, Namespace>>>);
-
-struct Namespace {
-    cookie: u64,
-    listeners: Vec<SocketAddr>,
-    /// Where names are answered.
-    names: Vec<SocketAddr>,
-}
-
-impl Served {
-    /// Role and address of each listener.
-    pub fn list(&self) -> Vec<(String, String)> {
-        let all = self.lock();
-        let each = all.iter().flat_map(|(inode, namespace)| {
-            let outbound = namespace.listeners.iter().map(|at| ("outbound", at));
-            let all = outbound.chain(namespace.names.iter().map(|at| ("dns", at)));
-            all.map(move |(role, at)| (format!("{role} net:[{inode}]"), at.to_string()))
-        });
-        each.collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Namespace>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Who serves the listeners.
-#[derive(Clone, Copy)]
-pub struct Servers<'a> {
+/// What keeps listeners and guards in exactly the namespaces that workloads are in.
+pub struct Follower<'a> {
+    pub visitor: Visitor,
+    pub kernel: Kernel,
     pub proxy: &'a ProxyHandle,
     /// `None`: names are left alone.
     pub dns: Option<&'a Dns>,
+    pub served: Served,
+    pub whereabouts: Whereabouts,
+    pub guards: Guards,
+    /// Namespaces in which something did not work, and when.
+    pub failed: HashMap<u64, Instant>,
 }
 
-/// Keeps listeners in exactly the namespaces that workloads are in; runs until dropped.
-pub async fn follow(
-    visitor: Visitor,
-    kernel: Kernel,
-    servers: Servers<'_>,
-    served: Served,
-) -> io::Result<()> {
-    let mut starts = Starts::new()?;
-    if let Err(error) = kernel.lock().serve_no_namespace() {
-        tracing::error!(%error, "cannot forget the network namespaces of the daemon before");
-    }
-    let mut failed: HashMap<u64, Instant> = HashMap::new();
-    let mut tick = interval(LOOK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = kernel.namespaces_wanted() => {}
-            started = starts.readable() => started?,
-            _ = tick.tick() => {}
+impl Follower<'_> {
+    /// Runs until dropped.
+    pub async fn follow(mut self) -> io::Result<()> {
+        let mut starts = Starts::new()?;
+        if let Err(error) = self.kernel.lock().serve_no_namespace() {
+            tracing::error!(%error, "cannot forget the network namespaces of the daemon before");
         }
-        let cgroups = kernel.lock().workload_cgroups();
-        starts.watch(&cgroups);
-        let started = Instant::now();
-        failed.retain(|_, at| at.elapsed() < RETRY);
-        let Some(sight) = visitor.look(cgroups).await else {
-            return Err(io::Error::other("the thread that enters network namespaces has ended"));
-        };
-        for inode in sight.elsewhere.keys() {
-            if failed.contains_key(inode) || served.lock().contains_key(inode) {
-                continue;
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.kernel.namespaces_wanted() => {}
+                started = starts.readable() => started?,
+                _ = tick.tick() => {}
             }
-            let with_names = servers.dns.is_some();
-            let added = match visitor.inside(*inode, move || open(with_names)).await {
-                Ok(opened) => add(&kernel, servers, &served, &visitor, *inode, opened),
-                // It is gone again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => Err(error.into()),
+            let cgroups = self.kernel.lock().workload_cgroups();
+            starts.watch(&cgroups);
+            let started = Instant::now();
+            self.failed.retain(|_, at| at.elapsed() < RETRY);
+            let Some(sight) = self.visitor.look(cgroups).await else {
+                return Err(io::Error::other("the thread that enters network namespaces has ended"));
             };
-            if let Err(error) = added {
-                refuse(&mut failed, *inode, &error);
-            }
+            self.take_in(sight).await;
+            sleep(PAUSE.max(started.elapsed() * 10)).await;
         }
-        // `status` takes the kernel's lock and then this one, so that both must not be held here.
-        let gone: Vec<_> =
-            served.lock().extract_if(.., |inode, _| !sight.elsewhere.contains_key(inode)).collect();
-        for (inode, namespace) in gone {
-            remove(&kernel, servers, namespace.cookie);
+    }
+
+    async fn take_in(&mut self, sight: Sight) {
+        let known_as = self.kernel.lock().protected_services();
+        let protected: BTreeSet<_> = known_as.values().cloned().collect();
+        for (inode, present) in &sight.elsewhere {
+            if !self.failed.contains_key(inode) && !self.served.has(*inode) {
+                self.enter(*inode).await;
+            }
+            self.protect(*inode, present.intersection(&protected).cloned().collect()).await;
+        }
+        for (inode, namespace) in self.served.take_gone(&sight.elsewhere) {
+            namespace.gone.cancel();
+            self.remove(namespace.cookie);
             tracing::info!(namespace = inode, "a network namespace without workloads is left");
         }
-        sleep(PAUSE.max(started.elapsed() * 10)).await;
+        self.publish(&sight, &protected, &known_as);
+        // One that cannot be served now may have a guard of the daemon before.
+        self.guards.keep(|inode| self.served.is_protected(inode) || self.failed.contains_key(&inode));
     }
-}
 
-/// Notes that a namespace is not served for now.
-fn refuse(failed: &mut HashMap<u64, Instant>, inode: u64, error: &dyn std::fmt::Display) {
-    tracing::error!(
-        namespace = inode,
-        %error,
-        retry_s = RETRY.as_secs(),
-        "cannot listen in a workload's network namespace: what would be captured in it is denied"
-    );
-    failed.insert(inode, Instant::now());
-}
-
-/// Sockets in a namespace that was not known before.
-struct Opened {
-    cookie: u64,
-    /// On loopback, one for each family that the namespace has.
-    outbound: Vec<TcpListener>,
-    names: Option<io::Result<dns::Sockets>>,
-}
-
-/// Called in the namespace.
-fn open(with_names: bool) -> io::Result<Opened> {
-    let outbound = listen()?;
-    let names = with_names.then(dns::Sockets::bind);
-    Ok(Opened { cookie: host::cookie_of(&outbound[0])?, outbound, names })
-}
-
-/// Listens on loopback of the calling thread's namespace, whether it is up yet or not.
-fn listen() -> io::Result<Vec<TcpListener>> {
-    let mut sockets = vec![loopback(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?];
-    match loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()) {
-        Ok(v6) => sockets.push(v6),
-        // A namespace without IPv6: nobody in it dials IPv6.
-        Err(error) if is_absent(&error) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(sockets)
-}
-
-fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM, None)?;
-    if domain == Domain::IPV4 {
-        socket.set_freebind_v4(true)?;
-    } else {
-        socket.set_freebind_v6(true)?;
-    }
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
-    socket.listen(128)?;
-    take_no_data_in_syn(&socket)?;
-    Ok(socket.into())
-}
-
-fn add(
-    kernel: &Kernel,
-    servers: Servers<'_>,
-    served: &Served,
-    visitor: &Visitor,
-    inode: u64,
-    opened: Opened,
-) -> anyhow::Result<()> {
-    let Opened { cookie, outbound, names } = opened;
-    let listeners =
-        serve(kernel, servers.proxy, cookie, outbound).inspect_err(|_| remove(kernel, servers, cookie))?;
-    tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
-    let names = match (names, servers.dns) {
-        (Some(sockets), Some(dns)) => sockets.map_err(anyhow::Error::from).and_then(|sockets| {
-            let listeners = hand_over_names(&mut kernel.lock(), cookie, &sockets)?;
-            dns.add(cookie, sockets, opener(visitor.clone(), inode))?;
-            Ok(listeners)
-        }),
-        _ => Ok(Vec::new()),
-    };
-    let names = names.unwrap_or_else(|error| {
-        tracing::error!(
-            namespace = inode,
-            %error,
-            "names cannot be answered in a workload's network namespace: what is asked there is not diverted"
-        );
-        Vec::new()
-    });
-    served.lock().insert(inode, Namespace { cookie, listeners, names });
-    Ok(())
-}
-
-/// Opens sockets in the namespace, as long as a workload is in it.
-fn opener(visitor: Visitor, inode: u64) -> dns::Opener {
-    let open = move |kind: dns::Kind, count: usize| -> dns::Opening<'static> {
-        let visitor = visitor.clone();
-        Box::pin(
-            async move { visitor.inside(inode, move || (0..count).map(|_| kind.open()).collect()).await },
-        )
-    };
-    dns::Opener::There { open: Box::new(open), ready: dns::Ready::default() }
-}
-
-fn serve(
-    kernel: &Kernel,
-    proxy: &ProxyHandle,
-    cookie: u64,
-    sockets: Vec<TcpListener>,
-) -> anyhow::Result<Vec<SocketAddr>> {
-    let listeners = sockets.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
-    {
-        let mut engine = kernel.lock();
-        for (socket, at) in sockets.iter().zip(&listeners) {
-            let role = if at.is_ipv4() { LISTENER_OUTBOUND4 } else { LISTENER_OUTBOUND6 };
-            engine.set_listener(cookie, role, socket)?;
+    /// Listens for what programs in the namespace dial.
+    async fn enter(&mut self, inode: u64) {
+        let with_names = self.dns.is_some();
+        let opened = self.visitor.inside(inode, move || Opened::open(with_names)).await;
+        let added = match opened {
+            Ok(opened) => self.add(inode, opened),
+            // It is gone again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = added {
+            tracing::error!(
+                namespace = inode,
+                %error,
+                retry_s = RETRY.as_secs(),
+                "cannot listen in a workload's network namespace: what would be captured in it is denied"
+            );
+            self.failed.insert(inode, Instant::now());
         }
-        engine.set_served(cookie, true)?;
-    }
-    proxy.add_outbound(cookie, sockets)?;
-    Ok(listeners)
-}
-
-fn remove(kernel: &Kernel, servers: Servers<'_>, cookie: u64) {
-    servers.proxy.remove_outbound(cookie);
-    if let Some(dns) = servers.dns {
-        dns.remove(cookie);
-    }
-    if let Err(error) = kernel.lock().set_served(cookie, false) {
-        tracing::error!(%error, "cannot forget a network namespace");
-    }
-}
-
-/// Tells when a workload's cgroup gets its first process, as a container's does when it starts.
-struct Starts {
-    inotify: AsyncFd<Inotify>,
-    watched: HashMap<PathBuf, WatchDescriptor>,
-}
-
-impl Starts {
-    fn new() -> io::Result<Self> {
-        let inotify = Inotify::init()?;
-        // SAFETY: the registration owns the descriptor.
-        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
-        Ok(Self { inotify, watched: HashMap::new() })
     }
 
-    /// Watches exactly `cgroups`.
-    fn watch(&mut self, cgroups: &Cgroups) {
-        let mut watches = self.inotify.get_ref().watches();
-        self.watched.retain(|path, wd| {
-            let stays = cgroups.contains_key(path);
-            if !stays {
-                // The kernel took it away with the cgroup.
-                let _ = watches.remove(wd.clone());
-            }
-            stays
+    fn add(&self, inode: u64, opened: Opened) -> anyhow::Result<()> {
+        let Opened { cookie, outbound, names } = opened;
+        let listeners = self.serve(cookie, outbound).inspect_err(|_| self.remove(cookie))?;
+        tracing::info!(namespace = inode, ?listeners, "listening in a workload's network namespace");
+        let names = names.map_or_else(|| Ok(Vec::new()), |sockets| self.add_names(inode, cookie, sockets?));
+        let names = names.unwrap_or_else(|error| {
+            tracing::error!(
+                namespace = inode,
+                %error,
+                "names cannot be answered in a workload's network namespace: what is asked there is not diverted"
+            );
+            Vec::new()
         });
-        for path in cgroups.keys().filter(|path| !self.watched.contains_key(*path)).collect::<Vec<_>>() {
-            // A cgroup that is gone; the next look does without. Too many watches: the look every few seconds remains.
-            if let Ok(wd) = watches.add(path.join("cgroup.events"), WatchMask::MODIFY) {
-                self.watched.insert(path.clone(), wd);
-            }
+        self.served.insert(inode, Namespace::new(cookie, listeners, names));
+        Ok(())
+    }
+
+    fn add_names(&self, inode: u64, cookie: u64, sockets: dns::Sockets) -> anyhow::Result<Vec<SocketAddr>> {
+        let Some(dns) = self.dns else { return Ok(Vec::new()) };
+        let listeners = hand_over_names(&mut self.kernel.lock(), cookie, &sockets)?;
+        dns.add(cookie, sockets, opener(self.visitor.clone(), inode))?;
+        Ok(listeners)
+    }
+
+    fn serve(&self, cookie: u64, sockets: Vec<TcpListener>) -> anyhow::Result<Vec<SocketAddr>> {
+        let listeners = self.hand_over(cookie, &sockets, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6)?;
+        self.kernel.lock().set_served(cookie, true)?;
+        self.proxy.add_outbound(cookie, sockets)?;
+        Ok(listeners)
+    }
+
+    /// Tells the kernel of listeners, by the roles of IPv4 and IPv6.
+    fn hand_over(
+        &self,
+        cookie: u64,
+        sockets: &[TcpListener],
+        v4: u32,
+        v6: u32,
+    ) -> anyhow::Result<Vec<SocketAddr>> {
+        let listeners = sockets.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let mut engine = self.kernel.lock();
+        for (socket, at) in sockets.iter().zip(&listeners) {
+            engine.set_listener(cookie, if at.is_ipv4() { v4 } else { v6 }, socket)?;
+        }
+        Ok(listeners)
+    }
+
+    fn remove(&self, cookie: u64) {
+        self.proxy.remove_namespace(cookie);
+        if let Some(dns) = self.dns {
+            dns.remove(cookie);
+        }
+        if let Err(error) = self.kernel.lock().set_served(cookie, false) {
+            tracing::error!(%error, "cannot forget a network namespace");
         }
     }
 
-    async fn readable(&mut self) -> io::Result<()> {
-        let mut ready = self.inotify.readable_mut().await?;
-        let mut buffer = [0; 4096];
-        while let Ok(events) = ready.get_inner_mut().read_events(&mut buffer) {
-            for event in events.filter(|event| event.mask.contains(EventMask::IGNORED)) {
-                // The cgroup is gone; another one of the same path is watched anew.
-                self.watched.retain(|_, wd| *wd != event.wd);
+    /// Guards the ports of `services` in the namespace, and takes in the addresses that they have there.
+    async fn protect(&mut self, inode: u64, services: BTreeSet<ServiceName>) {
+        let Some(cookie) = self.served.set_services(inode, &services) else { return };
+        if services.is_empty() {
+            self.proxy.remove_guard(cookie);
+            return;
+        }
+        let attached = self.served.is_guarded(inode);
+        let guards = (!attached && !self.failed.contains_key(&inode)).then(|| self.guards.clone());
+        if let Some(guards) = guards {
+            let opened = self.visitor.inside(inode, move || Protection::open(&guards, inode, cookie)).await;
+            let guarded = match opened {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                Err(error) => Err(error.into()),
+                Ok(protection) => self.guard(inode, cookie, protection),
+            };
+            if let Err(error) = guarded {
+                tracing::error!(namespace = inode, ?services, %error, retry_s = RETRY.as_secs(), "cannot guard ports in a network namespace");
+                self.served.set_unguarded(inode, error.to_string());
+                self.failed.insert(inode, Instant::now());
             }
         }
-        ready.clear_ready();
+        if let Ok(addresses) = self.visitor.inside(inode, host::addresses).await {
+            self.served.set_addresses(inode, addresses);
+        }
+    }
+
+    fn guard(&self, inode: u64, cookie: u64, protection: Protection) -> anyhow::Result<()> {
+        let Protection { program, listeners, news } = protection;
+        self.hand_over(cookie, &listeners, LISTENER_GUARD4, LISTENER_GUARD6)?;
+        self.proxy.add_guard(cookie, listeners)?;
+        let kernel = self.kernel.clone();
+        // SAFETY: `News` owns the descriptor, and lives inside of the registration.
+        let news = unsafe { AsyncFd::register_with_interest(News(news), Interest::READABLE) }?;
+        let gone = self.served.set_guarded(inode, program);
+        tokio::spawn(async move {
+            let follow = async {
+                while let Ok(mut ready) = news.readable().await {
+                    host::drain_news(&news.get_ref().0);
+                    ready.clear_ready();
+                    kernel.want_namespaces();
+                }
+            };
+            gone.run_until_cancelled(follow).await;
+        });
+        tracing::info!(
+            namespace = inode,
+            program,
+            "the ports of services in a network namespace are guarded"
+        );
         Ok(())
+    }
+
+    /// Tells everybody where services are.
+    fn publish(
+        &self,
+        sight: &Sight,
+        protected: &BTreeSet<ServiceName>,
+        known_as: &BTreeMap<ServiceName, ServiceName>,
+    ) {
+        let at_home: BTreeSet<_> = sight.at_home.intersection(protected).cloned().collect();
+        let mut places: BTreeMap<ServiceName, Places> = BTreeMap::new();
+        for service in &at_home {
+            places.entry(service.clone()).or_default().at_home = true;
+        }
+        let mut elsewhere = Elsewhere { at_home, ..Elsewhere::default() };
+        self.served.each_protected(|inode, namespace| {
+            let mut addresses: Vec<IpAddr> = namespace.addresses.iter().copied().collect();
+            addresses.sort();
+            for service in &namespace.services {
+                let place = Place { inode, addresses: addresses.clone(), gone: namespace.gone.clone() };
+                places.entry(service.clone()).or_default().elsewhere.push(place);
+            }
+            let (services, addresses) = (namespace.services.clone(), namespace.addresses.clone());
+            elsewhere.namespaces.insert(namespace.cookie, Inhabited { services, addresses });
+        });
+        // What they reach is guarded before they are told.
+        if self.kernel.lock().set_elsewhere(elsewhere) {
+            self.kernel.reconcile();
+        }
+        let of = |known: &ServiceName| places.get(known).cloned().unwrap_or_default();
+        self.whereabouts.set(known_as.iter().map(|(name, known)| (name.clone(), of(known))).collect());
     }
 }

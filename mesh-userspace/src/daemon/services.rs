@@ -11,15 +11,18 @@ use std::{
 
 use mesh_common::policy::{SETTINGS_DNS, SETTINGS_DNS_REFUSE};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::place::EXEC_CGROUP;
+use super::{
+    place::EXEC_CGROUP,
+    whereabouts::{Programs, Whereabouts},
+};
 use crate::{
     config::{Config, Egress, GuardMode, ProtectedPort, Selector, ServiceConfig, WhenDown, container_name},
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
-    proxy::InboundService,
+    proxy::{Dial as _, InboundService, Program},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,7 @@ pub fn kernel_view(config: &Config) -> Vec<LocalService> {
             port: s.protected.as_ref().map(|p| p.port),
             egress: s.egress_allow.clone(),
             mesh_only: s.egress == Egress::MeshOnly,
+            announce_port: s.protected.as_ref().and_then(|p| p.announce_port),
             address: s.protected.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |p| p.address),
             permissive: s.protected.as_ref().is_some_and(|p| p.guard == GuardMode::Permissive),
             known_as: known_as(s, &config.services).clone(),
@@ -105,8 +109,8 @@ pub fn exec_cgroup(service: &ServiceName) -> String {
 pub struct Running {
     pub name: ServiceName,
     pub mesh_port: u16,
-    /// Where the daemon dials the program.
-    pub program: SocketAddr,
+    /// The way to the program.
+    programs: Arc<Programs>,
     pub health: watch::Receiver<Health>,
     settings: ProtectedPort,
     check: JoinHandle<()>,
@@ -122,9 +126,14 @@ impl Drop for Running {
 #[derive(Default)]
 pub struct Services {
     running: HashMap<ServiceName, Running>,
+    whereabouts: Whereabouts,
 }
 
 impl Services {
+    pub fn new(whereabouts: Whereabouts) -> Self {
+        Self { running: HashMap::new(), whereabouts }
+    }
+
     /// Starts what `config` adds or changes, and stops what it lacks; on an error nothing is changed. Returns the
     /// listeners that are new: each takes mTLS for its service.
     pub fn apply(&mut self, config: &Config) -> Result<HashMap<ServiceName, TcpListener>, ServiceError> {
@@ -154,7 +163,10 @@ impl Services {
                     port
                 }
             };
-            fresh.insert(service.name.clone(), run(service.name.clone(), wanted.clone(), port));
+            fresh.insert(
+                service.name.clone(),
+                run(service.name.clone(), wanted.clone(), port, &self.whereabouts),
+            );
         }
         self.running.retain(|name, _| config.service(name).is_some_and(|s| s.protected.is_some()));
         self.running.extend(fresh);
@@ -176,7 +188,7 @@ impl Services {
             .map(|running| InboundService {
                 id: running.name.to_string(),
                 name: running.name.clone(),
-                program: running.program.into(),
+                program: Program::Wherever(running.programs.clone()),
                 listener: listeners.remove(&running.name),
             })
             .collect()
@@ -192,11 +204,11 @@ impl Services {
                 name: service.name.clone(),
                 id: service.name.to_string(),
                 listens: self.get(&service.name).zip(advertised.first()).map(|(running, main)| Listens {
-                    port: running.settings.port,
-                    address: SocketAddr::new(*main, running.settings.port),
+                    port: running.settings.announced(),
+                    address: SocketAddr::new(*main, running.settings.announced()),
                     also: advertised[1..]
                         .iter()
-                        .map(|ip| SocketAddr::new(*ip, running.settings.port))
+                        .map(|ip| SocketAddr::new(*ip, running.settings.announced()))
                         .collect(),
                     mesh: SocketAddr::new(*main, running.mesh_port),
                     check: running.health.clone(),
@@ -206,15 +218,17 @@ impl Services {
     }
 }
 
-fn run(name: ServiceName, settings: ProtectedPort, mesh_port: u16) -> Running {
+fn run(name: ServiceName, settings: ProtectedPort, mesh_port: u16, whereabouts: &Whereabouts) -> Running {
     let program = SocketAddr::new(settings.address, settings.port);
+    let only_elsewhere = settings.announce_port.is_some();
+    let programs = Arc::new(Programs::new(name.clone(), program, only_elsewhere, whereabouts.clone()));
     let starting = match settings.check_interval {
         Some(_) => Health::Critical("not checked yet".into()),
         None => Health::Passing,
     };
     let (sender, health) = watch::channel(starting);
-    let check = tokio::spawn(check(program, settings.check_interval, sender));
-    Running { name, mesh_port, program, health, settings, check }
+    let check = tokio::spawn(check(programs.clone(), settings.check_interval, sender));
+    Running { name, mesh_port, programs, health, settings, check }
 }
 
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -223,10 +237,14 @@ pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CHECK_RETRY: Duration = Duration::from_secs(1);
 
 /// Dials the program again and again; says `Passing` while it accepts.
-async fn check(program: SocketAddr, interval: Option<Duration>, health: watch::Sender<Health>) {
+async fn check(programs: Arc<Programs>, interval: Option<Duration>, health: watch::Sender<Health>) {
     let Some(interval) = interval else { return };
+    let program = programs.address();
     loop {
-        let found = match timeout(CHECK_TIMEOUT, TcpStream::connect(program)).await {
+        let moved = programs.moved();
+        tokio::pin!(moved);
+        moved.as_mut().enable();
+        let found = match timeout(CHECK_TIMEOUT, programs.dial()).await {
             Ok(Ok(_)) => Health::Passing,
             Ok(Err(e)) => Health::Critical(format!("tcp {program}: {e}")),
             Err(_) => Health::Critical(format!("tcp {program}: no answer in {CHECK_TIMEOUT:?}")),
@@ -237,7 +255,10 @@ async fn check(program: SocketAddr, interval: Option<Duration>, health: watch::S
             *old = found;
             changed
         });
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = moved => {}
+        }
     }
 }
 

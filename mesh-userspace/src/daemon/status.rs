@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Daemon, virtual_ips};
+use super::{Daemon, namespaces::Guarded, virtual_ips};
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
@@ -32,6 +32,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let config = daemon.config();
     let (live, ended) = daemon.proxy().flows().report(now);
     let listeners = daemon.listeners();
+    let guarded = guarded(daemon);
     // Neither the list of sockets nor that of listeners is made with the engine locked: one takes long, the other a lock.
     let (connections, listed) = match uncaptured::established() {
         Ok(all) => (all, None),
@@ -51,7 +52,12 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         pid: std::process::id(),
         uptime_s: daemon.started.elapsed().as_secs(),
         draining: daemon.is_draining(),
-        attachments: engine.attachments().into_iter().map(|a| attachment(daemon, a)).collect(),
+        attachments: engine
+            .attachments()
+            .into_iter()
+            .map(|a| attachment(daemon, a))
+            .chain(guarded.iter().cloned())
+            .collect(),
         workloads: workloads(&config, &cgroups, &daemon.mesh.load()),
         services: services(daemon, &config),
         gateways: gateways(daemon),
@@ -67,6 +73,12 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .degraded()
             .into_iter()
             .chain(listed)
+            .chain(guarded.iter().filter(|a| a.state != AttachmentState::Attached).map(|a| {
+                format!(
+                    "ports in {} are not guarded ({}): whoever can route there reaches them in clear",
+                    a.target, a.detail
+                )
+            }))
             .chain(virtual_ips::degraded(&mesh))
             .chain(daemon.embedded().and_then(|embedded| embedded.ca_warning()))
             .collect(),
@@ -117,6 +129,22 @@ fn attachment(
         },
         detail,
     }
+}
+
+/// The guards of other network namespaces than the host's.
+fn guarded(daemon: &Daemon) -> Vec<Attachment> {
+    let each = daemon.namespaces.guarded().into_iter().map(|Guarded { inode, services, program }| {
+        let (state, detail) = match program {
+            Ok(program) => daemon.guards.verify(inode, program),
+            Err(why) => (AttachState::Missing, why),
+        };
+        let services: Vec<_> = services.iter().map(ToString::to_string).collect();
+        Attachment {
+            target: format!("net:[{inode}] ({})", services.join(", ")),
+            ..attachment(daemon, ("mesh_guard", "sk_lookup", state, detail))
+        }
+    });
+    each.collect()
 }
 
 fn workloads(config: &Config, cgroups: &[WorkloadCgroup], mesh: &Mesh) -> Vec<WorkloadStatus> {

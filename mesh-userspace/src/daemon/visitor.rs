@@ -17,7 +17,7 @@ use caps::Capability;
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
-use super::place;
+use super::place::{self, EXEC_CGROUP};
 use crate::identity::ServiceName;
 
 const KEPT: [Capability; 3] =
@@ -37,7 +37,7 @@ pub type Cgroups = HashMap<PathBuf, Option<ServiceName>>;
 pub struct Sight {
     /// Those who have processes in the host's network namespace.
     pub at_home: BTreeSet<ServiceName>,
-    /// Inode numbers of the other network namespaces, and who is in each.
+    /// Inode numbers of the other network namespaces, and who is in each; nobody but programs of `meshnode exec` in some.
     pub elsewhere: BTreeMap<u64, BTreeSet<ServiceName>>,
 }
 
@@ -114,10 +114,13 @@ impl Home {
         let mut found: BTreeMap<u64, BTreeSet<ServiceName>> = BTreeMap::new();
         for (cgroup, owner) in cgroups {
             let Some(owner) = owner else { continue };
+            // What `meshnode exec` starts calls; it does not serve.
+            let serves = !cgroup.iter().any(|part| part == EXEC_CGROUP.trim_start_matches('/'));
             for_each_process(cgroup, cgroups, &mut |pid| {
                 // What ends meanwhile does not count.
                 if let Some(inode) = self.know(pid) {
-                    found.entry(inode).or_default().insert(owner.clone());
+                    let there = found.entry(inode).or_default();
+                    there.extend(serves.then(|| owner.clone()));
                 }
             });
         }

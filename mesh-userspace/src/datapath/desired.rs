@@ -10,15 +10,17 @@ use mesh_common::{
     addr::{Addr, AddrRange, Endpoint, Port},
     egress::EgressRules,
     policy::{
-        Destination, Name, POLICY_ALLOW, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey,
-        SETTINGS_MESH_ONLY, SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, VIRTUAL_LOCAL,
-        VIRTUAL_SERVED, Virtual, Workload,
+        DESTINATION_HERE, DESTINATION_PERMISSIVE, Destination, HostAddrKey, Name, POLICY_ALLOW,
+        PROTECTED_ELSEWHERE, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey, SETTINGS_MESH_ONLY,
+        SETTINGS_SAME_HOST_MTLS, SETTINGS_SYNCED, ServiceId, Settings, VIRTUAL_LOCAL, VIRTUAL_SERVED,
+        Virtual, Workload,
     },
 };
 
 use super::{
     classify::Classified,
     egress::{self, Learnt, Subject},
+    elsewhere::Elsewhere,
     names::Names,
 };
 use crate::{
@@ -35,6 +37,8 @@ pub struct LocalService {
     pub name: ServiceName,
     /// The port that its programs listen on, when it is protected.
     pub port: Option<u16>,
+    /// The port that it is announced at, where its programs are in network namespaces of their own and nowhere else.
+    pub announce_port: Option<u16>,
     /// Where its program is dialled, with that port.
     pub address: IpAddr,
     pub permissive: bool,
@@ -45,6 +49,13 @@ pub struct LocalService {
     pub known_as: ServiceName,
 }
 
+impl LocalService {
+    /// The port of the host's addresses that means it.
+    fn host_port(&self) -> Option<u16> {
+        self.announce_port.or(self.port)
+    }
+}
+
 /// Everything that the maps depend on.
 pub struct View<'a> {
     pub node: &'a str,
@@ -52,6 +63,8 @@ pub struct View<'a> {
     pub workloads: &'a HashMap<u64, Classified>,
     pub classified_up_to: u64,
     pub addresses: &'a HashSet<IpAddr>,
+    /// `None`: not looked yet.
+    pub elsewhere: Option<&'a Elsewhere>,
     pub host_netns: u64,
     pub same_host_mtls: bool,
     pub learnt: &'a Learnt,
@@ -71,7 +84,9 @@ pub struct Desired {
     pub protected: HashMap<ProtectedKey, Protected>,
     /// `None`: the same as last time.
     pub policy: Option<HashMap<PolicyKey, u32>>,
-    pub host_addrs: HashMap<Addr, u32>,
+    pub host_addrs: HashMap<HostAddrKey, u32>,
+    /// What the maps hold of other network namespaces than the host's stays as it is.
+    pub keep_elsewhere: bool,
     pub egress: HashMap<Subject, EgressRules>,
     pub settings: Settings,
 }
@@ -87,6 +102,7 @@ pub struct Seen {
     /// The control plane did not answer.
     out_of_date: bool,
     addresses: HashSet<IpAddr>,
+    elsewhere: Option<Elsewhere>,
     /// Nothing was seen, or the maps do not hold all of it.
     stale: bool,
 }
@@ -111,6 +127,7 @@ impl Seen {
         let health = self.out_of_date == view.mesh.stale_since.is_some() && self.services == view.services;
         let locals = self.local.len() == local.len() && local.iter().all(|name| self.local.contains(*name));
         let addresses = self.addresses == *view.addresses;
+        let here = self.services == view.services && self.elsewhere.as_ref() == view.elsewhere;
         let stale = std::mem::take(&mut self.stale);
         // Held, so that no later one gets the same address.
         self.catalog.clone_from(&view.mesh.catalog);
@@ -126,9 +143,12 @@ impl Seen {
         if !addresses {
             self.addresses.clone_from(view.addresses);
         }
+        if !here {
+            self.elsewhere = view.elsewhere.cloned();
+        }
         Moved {
-            destinations: stale || !catalog || !addresses,
-            virtuals: stale || !catalog || !virtual_ips || !health,
+            destinations: stale || !catalog || !addresses || !here,
+            virtuals: stale || !catalog || !virtual_ips || !health || !here,
             policy: stale || !catalog || !virtual_ips || !intentions || !locals,
         }
     }
@@ -180,18 +200,15 @@ pub fn desired(view: &View<'_>, names: &mut Names, seen: &mut Seen) -> (Desired,
                 .into_iter()
                 .flat_map(|c| c.instances())
                 .filter(|i| !(i.node == view.node && is_own(i.address.ip(), view.addresses)))
-                .map(|i| (Endpoint::from(i.address), Destination { service: id(&i.service), pad: 0 }))
+                .map(|i| (Endpoint::from(i.address), Destination { service: id(&i.service), flags: 0 }))
+                .chain(here(view, id))
                 .collect()
         }),
         virtuals: moved.virtuals.then(|| virtuals(view, id)),
-        protected: view
-            .services
-            .iter()
-            .filter_map(|s| Some((s, s.port?)))
-            .map(|(s, port)| protected(s, port, id))
-            .collect(),
+        protected: protected(view, id),
         policy: moved.policy.then(|| policy(view.mesh, &local, &known, id)),
-        host_addrs: view.addresses.iter().map(|ip| (Addr::from(*ip), 1)).collect(),
+        host_addrs: host_addrs(view),
+        keep_elsewhere: view.elsewhere.is_none(),
         egress: view
             .services
             .iter()
@@ -225,7 +242,7 @@ fn virtuals(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap<
     let of = |(ip, name): (IpAddr, &ServiceName)| {
         let instances = view.mesh.catalog.as_deref().map_or(&[][..], |catalog| catalog.instances_of(name));
         let own = instances.iter().filter(serves).any(|placed| placed.own);
-        let program = view.services.iter().filter(|s| own && s.name == *name);
+        let program = view.services.iter().filter(|s| own && s.name == *name && !is_away(view, s));
         let program = program
             .filter_map(|s| Some(SocketAddr::new(s.address, s.port?)))
             .find(|to| to.is_ipv4() == ip.is_ipv4());
@@ -244,14 +261,65 @@ fn is_own(ip: IpAddr, addresses: &HashSet<IpAddr>) -> bool {
     addresses.contains(&ip) || Addr::from(ip).is_loopback()
 }
 
-fn protected(
-    service: &LocalService,
-    port: u16,
-    id: impl Fn(&ServiceName) -> ServiceId,
-) -> (ProtectedKey, Protected) {
-    let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 };
-    let (service, listener) = (id(&service.name), id(&service.known_as));
-    (ProtectedKey::new(Port::new(port)), Protected { service, listener, flags })
+/// Returns the protected ports of the host's network namespace and of those that services have of their own.
+fn protected(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> HashMap<ProtectedKey, Protected> {
+    let entry = |netns, port, service: &LocalService, away: bool| {
+        let flags = if service.permissive { PROTECTED_PERMISSIVE } else { 0 }
+            | if away { PROTECTED_ELSEWHERE } else { 0 };
+        (
+            ProtectedKey::new(netns, Port::new(port)),
+            Protected { service: id(&service.name), listener: id(&service.known_as), flags },
+        )
+    };
+    let at_home = view
+        .services
+        .iter()
+        .filter_map(|s| Some(entry(view.host_netns, s.host_port()?, s, is_away(view, s))));
+    let elsewhere = listening_elsewhere(view).map(|(netns, _, s, port)| entry(netns, port, s, false));
+    at_home.chain(elsewhere).collect()
+}
+
+/// Whether the service's programs are in network namespaces of their own.
+fn is_away(view: &View<'_>, service: &LocalService) -> bool {
+    service.announce_port.is_some() || view.elsewhere.is_some_and(|all| all.is_away(&service.known_as))
+}
+
+/// Returns, for each network namespace of a service's own, the cookie, its addresses, the service and its port there.
+fn listening_elsewhere<'v>(
+    view: &View<'v>,
+) -> impl Iterator<Item = (u64, &'v HashSet<IpAddr>, &'v LocalService, u16)> {
+    let services = view.services;
+    let namespaces = view.elsewhere.into_iter().flat_map(|all| &all.namespaces);
+    namespaces.flat_map(move |(netns, inhabited)| {
+        let there = services.iter().filter(|s| inhabited.services.contains(&s.known_as));
+        there.filter_map(|s| Some((*netns, &inhabited.addresses, s, s.port?)))
+    })
+}
+
+/// Returns what a dial from another network namespace means: this host's services at the host's addresses, and those in
+/// namespaces of their own at the addresses of these.
+fn here(view: &View<'_>, id: impl Fn(&ServiceName) -> ServiceId) -> Vec<(Endpoint, Destination)> {
+    let destination = |service: &LocalService| Destination {
+        service: id(&service.name),
+        flags: DESTINATION_HERE | if service.permissive { DESTINATION_PERMISSIVE } else { 0 },
+    };
+    let at = |ip: &IpAddr, port| Endpoint::from(SocketAddr::new(*ip, port));
+    let elsewhere = listening_elsewhere(view).flat_map(|(_, addresses, service, port)| {
+        addresses.iter().map(move |ip| (at(ip, port), destination(service)))
+    });
+    let by_host = view
+        .services
+        .iter()
+        .filter_map(|s| Some((s, s.host_port()?)))
+        .flat_map(|(s, port)| view.addresses.iter().map(move |ip| (at(ip, port), destination(s))));
+    elsewhere.chain(by_host).collect()
+}
+
+fn host_addrs(view: &View<'_>) -> HashMap<HostAddrKey, u32> {
+    let key = |netns, ip: &IpAddr| (HostAddrKey { netns, addr: Addr::from(*ip) }, 1);
+    let elsewhere = listening_elsewhere(view)
+        .flat_map(|(netns, addresses, ..)| addresses.iter().map(move |ip| key(netns, ip)));
+    view.addresses.iter().map(|ip| key(view.host_netns, ip)).chain(elsewhere).collect()
 }
 
 fn policy(
@@ -275,6 +343,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::datapath::elsewhere::Inhabited;
     use crate::{
         catalog::{Catalog, Instance, InstanceHealth},
         intention::{Action, Intention, Intentions},
@@ -303,10 +372,20 @@ mod tests {
     }
 
     fn build_after(mesh: &Mesh, names: &mut Names, seen: &mut Seen) -> Desired {
+        build_elsewhere(mesh, names, seen, Some(&Elsewhere::default()))
+    }
+
+    fn build_elsewhere(
+        mesh: &Mesh,
+        names: &mut Names,
+        seen: &mut Seen,
+        elsewhere: Option<&Elsewhere>,
+    ) -> Desired {
         let services = [LocalService {
             name: name("web"),
             port: Some(80),
             address: "127.0.0.1".parse().unwrap(),
+            announce_port: None,
             permissive: false,
             mesh_only: false,
             egress: Vec::new(),
@@ -320,6 +399,7 @@ mod tests {
             workloads: &workloads,
             classified_up_to: 9,
             addresses: &HashSet::from(["10.0.0.1".parse().unwrap()]),
+            elsewhere,
             host_netns: 1,
             same_host_mtls: false,
             learnt: &Learnt::default(),
@@ -364,8 +444,47 @@ mod tests {
         let mut names = Names::default();
         let all = build(&mesh(Action::Allow), &mut names);
         let db: std::net::SocketAddr = "10.0.0.2:5432".parse().unwrap();
-        assert_eq!(all.destinations.unwrap().keys().copied().collect::<Vec<_>>(), [Endpoint::from(db)]);
-        assert_eq!(all.protected.keys().copied().collect::<Vec<_>>(), [ProtectedKey::new(Port::new(80))]);
+        let destinations = all.destinations.unwrap();
+        let remote: Vec<_> =
+            destinations.iter().filter(|(_, d)| d.flags & DESTINATION_HERE == 0).map(|(at, _)| *at).collect();
+        assert_eq!(remote, [Endpoint::from(db)]);
+        assert_eq!(all.protected.keys().copied().collect::<Vec<_>>(), [ProtectedKey::new(1, Port::new(80))]);
+    }
+
+    #[test]
+    fn a_service_in_a_namespace_of_its_own_is_protected_there_and_meant_at_its_address_from_everywhere() {
+        let mut names = Names::default();
+        let inhabited = Inhabited {
+            services: [name("web")].into(),
+            addresses: HashSet::from(["10.78.1.2".parse().unwrap()]),
+        };
+        let elsewhere = Elsewhere { namespaces: [(7, inhabited)].into(), ..Elsewhere::default() };
+        let build = |names: &mut Names, elsewhere| {
+            build_elsewhere(&mesh(Action::Allow), names, &mut Seen::nothing(), elsewhere)
+        };
+        let all = build(&mut names, Some(&elsewhere));
+        let web = names.id(&name("web")).unwrap();
+        let key = |netns| ProtectedKey::new(netns, Port::new(80));
+        assert_eq!(all.protected[&key(7)], Protected { service: web, listener: web, flags: 0 });
+        assert_eq!(
+            all.protected[&key(1)].flags,
+            PROTECTED_ELSEWHERE,
+            "the host's own port leads to the proxy"
+        );
+        let own = |netns, ip: &str| HostAddrKey { netns, addr: Addr::from(ip.parse::<IpAddr>().unwrap()) };
+        assert!(all.host_addrs.contains_key(&own(7, "10.78.1.2")));
+        assert!(!all.host_addrs.contains_key(&own(1, "10.78.1.2")));
+        let destinations = all.destinations.unwrap();
+        for at in ["10.78.1.2:80", "10.0.0.1:80"] {
+            let at: SocketAddr = at.parse().unwrap();
+            let here = Destination { service: web, flags: DESTINATION_HERE };
+            assert_eq!(destinations[&Endpoint::from(at)], here, "{at}");
+        }
+        assert!(!all.keep_elsewhere);
+
+        let both = Elsewhere { at_home: [name("web")].into(), ..elsewhere.clone() };
+        assert_eq!(build(&mut names, Some(&both)).protected[&key(1)].flags, 0);
+        assert!(build(&mut names, None).keep_elsewhere, "an adopted map stays until one has looked");
     }
 
     #[test]

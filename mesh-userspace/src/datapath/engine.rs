@@ -1,7 +1,7 @@
 //! The datapath at run time: owns the maps and keeps them in line with the mesh, the cgroups and the addresses.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
@@ -25,8 +25,10 @@ use super::{
     desired::{LocalService, Seen, View, desired},
     direct::{Direct, DirectMap, monotonic},
     egress::Learnt,
+    elsewhere::Elsewhere,
     events::{KernelLog, Recent},
     flows::{self, FlowMap},
+    guards::Guards,
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
     names::{NameReader, Names},
@@ -80,6 +82,7 @@ pub struct Engine {
     namespaces: BpfHashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
     addresses: HashSet<IpAddr>,
+    elsewhere: Option<Elsewhere>,
     netns: u64,
     node: String,
     services: Vec<LocalService>,
@@ -120,7 +123,7 @@ impl Engine {
             host::netns_cookie().map_err(|source| EngineError::Io { op: "read SO_NETNS_COOKIE", source })?;
         let addresses =
             host::addresses().map_err(|source| EngineError::Io { op: "list addresses", source })?;
-        let mut loaded = Loaded::open(&settings.bpf_dir, &settings.governed, settings.limits)?;
+        let mut loaded = Loaded::open(&settings.bpf_dir, &settings.governed, settings.limits, netns)?;
         let tables = Tables::open(&mut loaded.ebpf)?;
         let names = Names::adopt(tables.names());
         let classifier = Classifier::new(settings.governed.clone(), settings.rules)
@@ -162,6 +165,7 @@ impl Engine {
             seen: Seen::nothing(),
             classifier,
             addresses,
+            elsewhere: None,
             netns,
             node: settings.node,
             services: settings.services,
@@ -235,6 +239,25 @@ impl Engine {
         matched.map(|c| (c.path.clone(), c.service.clone())).collect()
     }
 
+    /// The services whose port is protected, and what their programs are known as.
+    pub fn protected_services(&self) -> BTreeMap<ServiceName, ServiceName> {
+        let protected = self.services.iter().filter(|s| s.port.is_some());
+        protected.map(|s| (s.name.clone(), s.known_as.clone())).collect()
+    }
+
+    /// Takes in where services are besides the host's network namespace; takes effect with the next
+    /// [`reconcile`](Self::reconcile). Returns whether it is news.
+    pub fn set_elsewhere(&mut self, elsewhere: Elsewhere) -> bool {
+        let news = self.elsewhere.as_ref() != Some(&elsewhere);
+        self.elsewhere = Some(elsewhere);
+        news
+    }
+
+    /// The way to guard other network namespaces.
+    pub fn guards(&self) -> Guards {
+        self.loaded.guards()
+    }
+
     /// Applies another configuration; takes effect with the next [`reconcile`](Self::reconcile).
     pub fn configure(&mut self, services: Vec<LocalService>, rules: Vec<WorkloadRule>) {
         self.services = services;
@@ -257,6 +280,7 @@ impl Engine {
             workloads: self.classifier.matched(),
             classified_up_to: self.classifier.classified_up_to(),
             addresses: &self.addresses,
+            elsewhere: self.elsewhere.as_ref(),
             host_netns: self.netns,
             same_host_mtls: self.same_host_mtls,
             learnt: &self.learnt,

@@ -1,6 +1,6 @@
 //! Loading the programs, pinning them, and attaching them so that a restarted daemon takes over without a gap.
 //!
-//! Layout below `bpf_dir`: `vSCHEMA/maps/NAME`, `vSCHEMA/links/PROGRAM`. Maps found there are adopted with what is in
+//! Layout below `bpf_dir`: `vSCHEMA/maps/NAME`, `vSCHEMA/links/PROGRAM`, and those of `guards`. Maps found there are adopted with what is in
 //! them; a link found there gets the new program (`BPF_LINK_UPDATE` is atomic); what is missing is made. Pins of
 //! another schema are removed once the new programs are attached.
 
@@ -27,7 +27,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{cgroup::Governed, sys};
+use super::{cgroup::Governed, guards::Guards, sys};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
@@ -145,8 +145,11 @@ pub const HOOKS: [Hook; 13] = [
         attach_type: bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE,
     },
     Hook { program: "mesh_sock_ops", name: "sock_ops", attach_type: bpf_attach_type::BPF_CGROUP_SOCK_OPS },
-    Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP },
+    GUARD,
 ];
+
+pub(super) const GUARD: Hook =
+    Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP };
 
 const MAPS: [&str; 17] = [
     map::EGRESS,
@@ -174,6 +177,7 @@ pub struct Loaded {
     /// Whether the maps were there already.
     pub adopted: bool,
     dir: PathBuf,
+    limits: Limits,
     cgroup: File,
     netns: File,
     others_retired: bool,
@@ -194,7 +198,12 @@ pub enum AttachState {
 
 impl Loaded {
     /// Loads, or adopts what is pinned below `bpf_dir`. Call it in the host's network namespace.
-    pub fn open(bpf_dir: &Path, governed: &Governed, limits: Limits) -> Result<Self, LoadError> {
+    pub fn open(
+        bpf_dir: &Path,
+        governed: &Governed,
+        limits: Limits,
+        netns_cookie: u64,
+    ) -> Result<Self, LoadError> {
         ensure_bpffs(bpf_dir)?;
         make_dir(bpf_dir)?;
         let lock = lock(bpf_dir)?;
@@ -203,7 +212,7 @@ impl Loaded {
         make_dir(&maps)?;
         make_dir(&links)?;
         let adopted = maps.join(map::SETTINGS).exists();
-        let mut ebpf = load_object(&maps, limits)?;
+        let mut ebpf = load_object(&maps, limits, netns_cookie)?;
         let cgroup = open(governed.path())?;
         let netns = open(Path::new("/proc/self/ns/net"))?;
         for hook in &HOOKS {
@@ -214,7 +223,7 @@ impl Loaded {
             let target = if hook.is_cgroup() { &cgroup } else { &netns };
             attach(program, hook, target, &links.join(hook.program))?;
         }
-        Ok(Self { ebpf, adopted, dir, cgroup, netns, others_retired: false, _lock: lock })
+        Ok(Self { ebpf, adopted, dir, limits, cgroup, netns, others_retired: false, _lock: lock })
     }
 
     /// Removes the pins of other schemas, and with them their programs. Call it once this one's maps are filled.
@@ -241,6 +250,11 @@ impl Loaded {
             (info.max_entries() != wanted).then_some((name, info.max_entries()))
         })
         .collect()
+    }
+
+    /// The way to guard other network namespaces.
+    pub fn guards(&self) -> Guards {
+        Guards::new(self.dir.clone(), self.limits)
     }
 
     /// Where the map `name` is pinned.
@@ -291,7 +305,8 @@ pub fn detach(bpf_dir: &Path) -> Result<bool, LoadError> {
     Ok(true)
 }
 
-fn load_object(maps: &Path, limits: Limits) -> Result<Ebpf, LoadError> {
+/// `netns` is the cookie of the network namespace that the guard is for.
+pub(super) fn load_object(maps: &Path, limits: Limits, netns: u64) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(map::FLOWS, limits.flows)
@@ -302,10 +317,11 @@ fn load_object(maps: &Path, limits: Limits) -> Result<Ebpf, LoadError> {
     for name in MAPS {
         loader.map_pin_path(name, maps.join(name));
     }
+    loader.override_global("GUARDED_NETNS", &netns, true);
     Ok(loader.load(OBJECT)?)
 }
 
-fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
     let program = ebpf.program_mut(hook.program).ok_or(LoadError::Missing(hook.program))?;
     let loaded = match program {
         Program::CgroupSockAddr(p) => p.load(),
@@ -318,7 +334,7 @@ fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
 }
 
 /// Puts the program behind the pinned link, or makes and pins a link where there is none that still holds.
-fn attach(program: &mut Program, hook: &Hook, target: &File, pin: &Path) -> Result<(), LoadError> {
+pub(super) fn attach(program: &mut Program, hook: &Hook, target: &File, pin: &Path) -> Result<(), LoadError> {
     let failed = |source| LoadError::Program { program: hook.program, source: Box::new(source) };
     if let Ok(link) = sys::open_pinned(pin) {
         let fd = program.fd().map_err(failed)?;
@@ -401,11 +417,11 @@ fn lock(bpf_dir: &Path) -> Result<Flock<File>, LoadError> {
     })
 }
 
-fn make_dir(path: &Path) -> Result<(), LoadError> {
+pub(super) fn make_dir(path: &Path) -> Result<(), LoadError> {
     fs::create_dir_all(path).map_err(|source| LoadError::Io { op: "create", path: path.into(), source })
 }
 
-fn open(path: &Path) -> Result<File, LoadError> {
+pub(super) fn open(path: &Path) -> Result<File, LoadError> {
     File::open(path).map_err(|source| LoadError::Io { op: "open", path: path.into(), source })
 }
 

@@ -17,8 +17,8 @@ use mesh_common::{
     addr::{Addr, Endpoint, Port},
     map,
     policy::{
-        Destination, Name, PROTECTED_PERMISSIVE, PolicyKey, Protected, ProtectedKey, SETTINGS_INCOMPLETE,
-        ServiceId, Settings, Virtual, Workload,
+        DESTINATION_HERE, Destination, HostAddrKey, Name, PROTECTED_PERMISSIVE, PolicyKey, Protected,
+        ProtectedKey, SETTINGS_INCOMPLETE, ServiceId, Settings, Virtual, Workload,
     },
 };
 
@@ -36,6 +36,8 @@ pub enum TableError {
 /// How long an instance that left the catalog is still no outside destination: its clients must not fall back to
 /// cleartext because a host drains or an agent restarts.
 const LINGER: Duration = Duration::from_secs(600);
+/// The same of a container's own address, which the next container may get.
+const LINGER_HERE: Duration = Duration::from_secs(30);
 
 /// A hash map in the kernel with a copy of what it holds.
 struct Table<K: Pod, V: Pod> {
@@ -100,7 +102,8 @@ pub struct Tables {
     virtuals: Table<Addr, Virtual>,
     protected: Table<ProtectedKey, Protected>,
     policy: Table<PolicyKey, u32>,
-    host_addrs: Table<Addr, u32>,
+    host_addrs: Table<HostAddrKey, u32>,
+    host_netns: u64,
     pub(super) egress: EgressTable,
     names: Table<ServiceId, Name>,
     settings: Array<MapData, Settings>,
@@ -134,6 +137,7 @@ impl Tables {
             host_addrs: Table::open(ebpf, map::HOST_ADDRS)?,
             egress: EgressTable::open(ebpf)?,
             names: Table::open(ebpf, map::NAMES)?,
+            host_netns: before.host_netns,
             settings,
             current: None,
             retired: HashMap::new(),
@@ -176,13 +180,13 @@ impl Tables {
 
     /// The service that a strictly guarded port of this host belongs to.
     pub fn guarded(&self, port: Port) -> Option<ServiceId> {
-        let protected = self.protected.held.get(&ProtectedKey::new(port))?;
+        let protected = self.protected.held.get(&ProtectedKey::new(self.host_netns, port))?;
         (protected.flags & PROTECTED_PERMISSIVE == 0).then_some(protected.service)
     }
 
     /// Whether an address, other than a loopback one, is this host's.
     pub fn is_own(&self, addr: Addr) -> bool {
-        self.host_addrs.held.contains_key(&addr)
+        self.host_addrs.held.contains_key(&HostAddrKey { netns: self.host_netns, addr })
     }
 
     pub fn allows(&self, key: PolicyKey) -> bool {
@@ -205,6 +209,7 @@ impl Tables {
         now: Instant,
     ) -> Result<(), TableError> {
         self.incomplete.clear();
+        self.host_netns = desired.settings.host_netns;
         self.unwritten.extend(names);
         self.shrunk = desired.policy.as_ref().is_some_and(|p| self.policy.shrink(|key| p.contains_key(key)));
         let refused = self.names.grow(&self.unwritten);
@@ -248,8 +253,9 @@ impl Tables {
         if let Some(virtuals) = &desired.virtuals {
             self.virtuals.shrink(|key| virtuals.contains_key(key));
         }
-        self.protected.shrink(|key| desired.protected.contains_key(key));
-        self.host_addrs.shrink(|key| desired.host_addrs.contains_key(key));
+        let kept = |netns| desired.keep_elsewhere && netns != self.host_netns;
+        self.protected.shrink(|key| desired.protected.contains_key(key) || kept(key.netns));
+        self.host_addrs.shrink(|key| desired.host_addrs.contains_key(key) || kept(key.netns));
         Ok(())
     }
 
@@ -266,8 +272,11 @@ impl Tables {
             .retired
             .iter()
             .filter(|(endpoint, since)| {
-                desired.host_addrs.contains_key(&endpoint.addr)
-                    || now.saturating_duration_since(**since) >= LINGER
+                let own = HostAddrKey { netns: desired.settings.host_netns, addr: endpoint.addr };
+                let here =
+                    self.destinations.held.get(endpoint).is_some_and(|d| d.flags & DESTINATION_HERE != 0);
+                desired.host_addrs.contains_key(&own)
+                    || now.saturating_duration_since(**since) >= if here { LINGER_HERE } else { LINGER }
             })
             .map(|(endpoint, _)| *endpoint)
             .collect();

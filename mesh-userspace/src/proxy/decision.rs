@@ -55,7 +55,8 @@ pub(super) fn route(
         expected(service)?;
         catalog.share_of(destination).map(Targets::AnyOf)
     } else {
-        catalog.own_placed(destination, original_dst.port()).cloned().map(Targets::One)
+        let own = catalog.own_placed(destination, original_dst.port());
+        own.or_else(|| catalog.own_placed_of(destination)).cloned().map(Targets::One)
     };
     let targets = targets.ok_or_else(|| Reason::NoInstance(destination.clone()))?;
     Ok(Route { identity: identity(mesh, source, now)?, targets })

@@ -2,6 +2,7 @@
 //! gateway: authenticate, authorize, dial the program, copy.
 
 use std::{
+    fmt,
     io::{self, Write as _},
     net::SocketAddr,
     sync::Arc,
@@ -9,9 +10,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use rustls::server::Acceptor;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, copy, decision,
@@ -40,8 +43,10 @@ pub struct InboundService {
 /// What a mesh port's connections end at.
 #[derive(Clone, Debug)]
 pub enum Program {
-    /// A program of this host.
+    /// A program in the host's network namespace.
     Here(SocketAddr),
+    /// One of the programs that are wherever this finds them.
+    Wherever(Arc<dyn Dial>),
     /// A service outside the mesh, for which this host is the gateway.
     External(External),
 }
@@ -53,6 +58,24 @@ pub struct External {
     pub address: Arc<str>,
     /// What that means now, to be dialled in this order; empty while a name does not resolve.
     pub found: Arc<ArcSwap<Vec<SocketAddr>>>,
+}
+
+/// The way to programs.
+pub trait Dial: Send + Sync + fmt::Debug {
+    /// Where they are said to listen.
+    fn address(&self) -> SocketAddr;
+
+    /// Connects to one of them.
+    fn dial(&self) -> BoxFuture<'_, io::Result<Reached>>;
+}
+
+/// A connection to a program.
+#[derive(Debug)]
+pub struct Reached {
+    pub stream: TcpStream,
+    pub at: SocketAddr,
+    /// Cancelled when the program, and all that could answer on its network, has ended.
+    pub gone: CancellationToken,
 }
 
 impl From<SocketAddr> for Program {
@@ -108,12 +131,15 @@ async fn carry(shared: &Shared, target: &Target, mesh: TcpStream, flow: &Flow) -
         cookie: 0,
     });
     shared.with_mesh(|mesh| decision::authorize(mesh, &origin.source, &target.name))?;
-    let program = dial(shared, target, flow).await?;
+    let Reached { stream: program, gone, .. } = dial(shared, target, flow).await?;
     if tls.alpn_protocol() == Some(READY) {
         tls.writer().write_all(&[1]).map_err(|e| Reason::BrokenTls(e.to_string()))?;
     }
     shared.opened(flow, &tls);
-    copy::copy(&program, &mesh, &mut tls, flow).await?;
+    tokio::select! {
+        copied = copy::copy(&program, &mesh, &mut tls, flow) => copied?,
+        () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
+    }
     socket::close_cleanly(&program, &mesh)
 }
 
@@ -145,20 +171,30 @@ async fn accept(accepting: &Accepting, mesh: TcpStream) -> io::Result<TlsStream<
     hello.into_stream(if ready { accepting.ready.clone() } else { accepting.config.clone() }).await
 }
 
-async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<TcpStream, Reason> {
-    let program = match &target.program {
-        Program::Here(address) => {
-            flow.set_upstream(*address);
-            connect(*address, shared.settings.connect_timeout).await?
+async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, Reason> {
+    let patience = shared.settings.connect_timeout;
+    let reached = match &target.program {
+        Program::Here(at) => {
+            flow.set_upstream(*at);
+            Reached { stream: connect(*at, patience).await?, at: *at, gone: CancellationToken::new() }
+        }
+        Program::Wherever(programs) => {
+            let outcome = timeout(patience, programs.dial())
+                .await
+                .map_err(|_| Reason::ProgramTimeout)
+                .and_then(|dialled| dialled.map_err(|e: io::Error| Reason::ProgramUnreachable(e.kind())));
+            flow.set_upstream(outcome.as_ref().map_or(programs.address(), |reached| reached.at));
+            outcome?
         }
         Program::External(external) => dial_external(shared, external, flow).await?,
     };
-    socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
-    Ok(program)
+    socket::prepare(&reached.stream, shared.settings.keepalive)
+        .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
+    Ok(reached)
 }
 
 /// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.
-async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Result<TcpStream, Reason> {
+async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Result<Reached, Reason> {
     let addresses = external.found.load_full();
     let mut failed = Reason::ExternalUnresolved(external.address.clone());
     let patience =
@@ -167,7 +203,7 @@ async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Res
         match connect(*address, patience).await {
             Ok(stream) => {
                 flow.set_upstream(*address);
-                return Ok(stream);
+                return Ok(Reached { stream, at: *address, gone: CancellationToken::new() });
             }
             Err(reason) if nth == 0 => failed = reason,
             Err(_) => {}

@@ -1,0 +1,184 @@
+//! Where the programs of protected services are, and dialling them there: in the host's network namespace, or in
+//! namespaces of their own, where a socket takes [`Visitor`] to open.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use futures_util::future::BoxFuture;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::{Notify, futures::Notified},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::visitor::Visitor;
+use crate::{
+    identity::ServiceName,
+    proxy::{Dial, Reached},
+};
+
+/// What is known of all services.
+#[derive(Clone, Default)]
+pub struct Whereabouts(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// `None`: everybody is taken to be in the host's namespace.
+    visitor: Option<Visitor>,
+    places: Mutex<BTreeMap<ServiceName, Places>>,
+    moved: Notify,
+}
+
+/// Where one service's programs are.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// In the host's network namespace.
+    pub at_home: bool,
+    pub elsewhere: Vec<Place>,
+}
+
+/// A network namespace of a service's own.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub inode: u64,
+    /// Its own addresses, loopback not included.
+    pub addresses: Vec<IpAddr>,
+    /// Cancelled when no process of a workload is in it any more.
+    pub gone: CancellationToken,
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        (self.inode, &self.addresses) == (other.inode, &other.addresses)
+    }
+}
+
+impl PartialEq for Places {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at_home, &self.elsewhere) == (other.at_home, &other.elsewhere)
+    }
+}
+
+impl Whereabouts {
+    pub fn new(visitor: Option<Visitor>) -> Self {
+        Self(Arc::new(Known { visitor, ..Known::default() }))
+    }
+
+    /// Replaces all that is known.
+    pub fn set(&self, places: BTreeMap<ServiceName, Places>) {
+        let mut known = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != places {
+            *known = places;
+            self.0.moved.notify_waiters();
+        }
+    }
+
+    fn of(&self, service: &ServiceName) -> Places {
+        let known = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(service).cloned().unwrap_or_default()
+    }
+}
+
+/// The programs of one service.
+pub struct Programs {
+    service: ServiceName,
+    address: SocketAddr,
+    /// They are in namespaces of their own, or there are none.
+    only_elsewhere: bool,
+    turn: AtomicUsize,
+    whereabouts: Whereabouts,
+}
+
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.service, self.address)
+    }
+}
+
+impl Programs {
+    /// `address` is where each of them listens, in its namespace.
+    pub fn new(
+        service: ServiceName,
+        address: SocketAddr,
+        only_elsewhere: bool,
+        whereabouts: Whereabouts,
+    ) -> Self {
+        Self { service, address, only_elsewhere, turn: AtomicUsize::new(0), whereabouts }
+    }
+
+    /// Resolves when programs of services have come or gone since it was enabled.
+    pub fn moved(&self) -> Notified<'_> {
+        self.whereabouts.0.moved.notified()
+    }
+
+    /// Dials the one in the host's namespace, if there is any, then the others until one answers, beginning with the one
+    /// whose turn it is.
+    async fn dial_any(&self) -> io::Result<Reached> {
+        let places = self.whereabouts.of(&self.service);
+        let count = places.elsewhere.len();
+        let first = self.turn.fetch_add(1, Relaxed);
+        let mut failed = io::Error::new(
+            io::ErrorKind::NotConnected,
+            "no program of the service is in a network namespace of its own",
+        );
+        if !self.only_elsewhere && (places.at_home || count == 0) {
+            match TcpStream::connect(self.address).await {
+                Ok(stream) => {
+                    return Ok(Reached { stream, at: self.address, gone: CancellationToken::new() });
+                }
+                Err(error) => failed = error,
+            }
+        }
+        for nth in 0..count {
+            match self.dial_in(&places.elsewhere[(first + nth) % count]).await {
+                Ok(reached) => return Ok(reached),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    /// Dials the configured address, then the namespace's own: a program may listen on these only.
+    async fn dial_in(&self, place: &Place) -> io::Result<Reached> {
+        let Some(visitor) = &self.whereabouts.0.visitor else {
+            return Err(io::Error::other("network namespaces cannot be entered"));
+        };
+        let own = place.addresses.iter().filter(|ip| **ip != self.address.ip());
+        let mut failed = None;
+        for ip in std::iter::once(&self.address.ip()).chain(own) {
+            let at = SocketAddr::new(*ip, self.address.port());
+            let socket = visitor.inside(place.inode, move || unconnected(at)).await?;
+            match TcpSocket::from_std_stream(socket.into()).connect(at).await {
+                Ok(stream) => return Ok(Reached { stream, at, gone: place.gone.clone() }),
+                // What the configured address says is what counts.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed.expect("invariant: there is the configured address"))
+    }
+}
+
+impl Dial for Programs {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn dial(&self) -> BoxFuture<'_, io::Result<Reached>> {
+        Box::pin(self.dial_any())
+    }
+}
+
+/// Returns a non-blocking socket of the calling thread's network namespace.
+fn unconnected(to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
