@@ -2,7 +2,7 @@
 //! program would wait for minutes.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_setsockopt, programs::SockAddrContext};
-use mesh_common::{addr::Addr, event, policy::HostAddrKey};
+use mesh_common::{event, policy::HostAddrKey};
 
 use crate::{context, context::Family, maps};
 
@@ -14,13 +14,10 @@ const SO_BINDTOIFINDEX: i32 = 62;
 /// host. Of another namespace's addresses nothing is known.
 #[inline(always)]
 pub fn check_source(ctx: &SockAddrContext, family: Family, netns: u64, home: bool) -> Result<(), u32> {
-    let source: Addr = context::bound_source(ctx, family);
+    let own = HostAddrKey { netns, addr: context::bound_source(ctx, family) };
     // Not bound: unspecified, which counts as loopback.
     // SAFETY: the entry is not read.
-    if !home
-        || source.is_loopback()
-        || unsafe { maps::HOST_ADDRS.get(HostAddrKey { netns, addr: source }) }.is_some()
-    {
+    if !home || own.addr.is_loopback() || unsafe { maps::HOST_ADDRS.get(own) }.is_some() {
         return Ok(());
     }
     Err(event::REASON_SOURCE)

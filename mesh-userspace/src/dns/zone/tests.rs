@@ -1,3 +1,5 @@
+//! What the zone answers, message by message.
+
 use std::net::SocketAddr;
 
 use hickory_proto::op::Edns;
