@@ -493,7 +493,7 @@ mod tests {
         let mut names = Names::default();
         let cold = build(&Mesh::default(), &mut names);
         assert_eq!(cold.settings.flags & SETTINGS_SYNCED, 0);
-        assert!(cold.policy.unwrap().is_empty() && remote(&cold).is_empty());
+        assert!(cold.policy.as_ref().is_some_and(HashMap::is_empty) && remote(&cold).is_empty());
         assert_eq!(cold.protected.len(), 1, "protection does not wait for the control plane");
         assert_eq!(build(&mesh(Action::Allow), &mut names).settings.flags & SETTINGS_SYNCED, SETTINGS_SYNCED);
     }
