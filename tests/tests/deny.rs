@@ -108,5 +108,6 @@ fn default_allow_lets_in_what_no_intention_denies() {
     mesh.until_connects("web", 5432);
     mesh.a.intention("web", "db", "deny");
     mesh.until_denied("web", 5432);
+    mesh.until_connects("other", 5432);
     assert!(is_let_in(&mesh, "other"));
 }

@@ -156,6 +156,8 @@ fn live_flows_are_shared_evenly_and_an_instances_own_address_means_that_instance
 fn killed_program_is_not_noticed_through_the_virtual_ip() {
     require_root!();
     let mut three = Three::start();
+    // The daemon checks a service's health anew when the last of its processes has gone: another one stays.
+    let _stays = three.c.host.spawn("db", &["sleep", "600"]);
     three.on_c.signal(Signal::SIGKILL);
     three.on_c.wait();
     three.answered_while_failing_over("i-am-b");

@@ -54,7 +54,7 @@ pub fn text(text: &str) -> String {
 /// Returns the length of what `text` begins with, and its placeholder, if it is of the kind.
 type Find = fn(&str) -> Option<(usize, &'static str)>;
 
-const KINDS: [Find; 4] = [pem, uuid, time, fingerprint];
+const KINDS: [Find; 5] = [pem, uuid, time, clock, fingerprint];
 
 fn pem(text: &str) -> Option<(usize, &'static str)> {
     text.strip_prefix("-----BEGIN ")?;
@@ -73,6 +73,23 @@ fn uuid(text: &str) -> Option<(usize, &'static str)> {
         _ => byte.is_ascii_hexdigit(),
     });
     fits.then_some((36, "<uuid>"))
+}
+
+/// As the command line shows times: `Wednesday, 25-Nov-26 23:06:04 UTC` (Go's RFC 850).
+fn clock(text: &str) -> Option<(usize, &'static str)> {
+    // `Wednesday` is the longest.
+    let comma = text.bytes().take(10).position(|byte| byte == b',')?;
+    let (day, rest) = (&text[..comma], text[comma..].strip_prefix(", ")?);
+    let shape = b"00-Aaa-00 00:00:00 UTC";
+    let bytes = rest.as_bytes().get(..shape.len())?;
+    let fits = bytes.iter().zip(shape).all(|(byte, shape)| match shape {
+        b'0' => byte.is_ascii_digit(),
+        b'A' => byte.is_ascii_uppercase(),
+        b'a' => byte.is_ascii_lowercase(),
+        sign => byte == sign,
+    });
+    (day.ends_with("day") && day.bytes().all(|b| b.is_ascii_alphabetic()) && fits)
+        .then_some((day.len() + 2 + shape.len(), "<time>"))
 }
 
 fn time(text: &str) -> Option<(usize, &'static str)> {
@@ -107,6 +124,7 @@ mod tests {
         for (given, wanted) in [
             ("spiffe://11111111-2222-3333-4444-555555555555.consul/ns/a", "spiffe://<uuid>.consul/ns/a"),
             ("at 2026-11-22T01:02:03.456789Z, and", "at <time>, and"),
+            ("Created At: Wednesday, 25-Nov-26 23:06:04 UTC", "Created At: <time>"),
             ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
             ("-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n", "<pem>"),
             ("aa:bb:cc:dd:ee:ff:00:11", "<fingerprint>"),
