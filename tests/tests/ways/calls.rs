@@ -120,7 +120,7 @@ fn ipv4_mapped_and_ipv6_only_sockets_are_as_on_plain_tcp() {
 }
 
 #[test]
-fn link_local_address_of_another_host_is_outside_and_its_guard_resets() {
+fn link_local_address_of_another_host_is_outside_the_mesh() {
     require_root!();
     let ways = Ways::new(Family::V6);
     let node = &ways.mesh.a;
