@@ -61,9 +61,13 @@ impl<'m> Load<'m> {
     fn some_more(&mut self) {
         let opened = || self.mesh.b.status().counter("flows_opened");
         let before = opened();
-        wait::until_true("connections", || opened() >= before + 40);
-        assert!(self.storm.process.ended().is_none(), "a connection failed\n{}", self.mesh.logs());
-        assert!(self.ping.process.ended().is_none(), "the long flow ended\n{}", self.mesh.logs());
+        let (storm, ping, mesh) = (&mut self.storm.process, &mut self.ping.process, self.mesh);
+        wait::until("connections", || {
+            assert!(storm.ended().is_none(), "a connection failed: {}\n{}", storm.log(), mesh.logs());
+            assert!(ping.ended().is_none(), "the long flow ended\n{}", mesh.logs());
+            let now = opened();
+            if now >= before + 40 { Ok(()) } else { Err(format!("{} opened\n{}", now - before, mesh.logs())) }
+        });
     }
 
     /// Ends it, fails if any connection did, and returns how many there were.
