@@ -14,6 +14,7 @@ pub mod datapath;
 pub mod dns;
 pub mod identity;
 pub mod intention;
+mod listening;
 pub mod proxy;
 pub mod state;
 pub mod telemetry;

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    os::fd::AsRawFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -22,6 +21,7 @@ use crate::{
     control_plane::{Health, Listens, LocalService as Announced},
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
+    listening::take_no_data_in_syn,
     proxy::{Dial as _, InboundService, Program},
 };
 
@@ -309,21 +309,4 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     take_no_data_in_syn(&socket)?;
     Ok(socket.into())
-}
-
-/// Turns TCP Fast Open off for a listener, where a sysctl turned it on for all (`tcp_fastopen`, 0x400): such a connection
-/// is there to accept before the kernel has written the record of where it goes to.
-pub fn take_no_data_in_syn(socket: &Socket) -> io::Result<()> {
-    let queue: libc::c_int = 0;
-    // SAFETY: value and length describe one `c_int` that lives through the call.
-    let ret = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_FASTOPEN,
-            (&raw const queue).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
 };
 
 use mesh_common::dns::DNS_SLOTS;
@@ -14,9 +14,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net;
 
+use crate::listening::on_loopback;
+
 /// Another program may have a port of the same number for UDP.
 const ATTEMPTS: usize = 32;
-const BACKLOG: i32 = 128;
 
 /// Bound sockets of one network namespace.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ fn again<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
 }
 
 fn four() -> io::Result<(TcpListener, std::net::UdpSocket)> {
-    let listener = listen(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?;
+    let listener = on_loopback(Ipv4Addr::LOCALHOST.into())?;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     // All of 127.77/16 at once, and nothing that comes from the network.
     socket.bind_device(Some(b"lo"))?;
@@ -99,7 +100,7 @@ fn four() -> io::Result<(TcpListener, std::net::UdpSocket)> {
 }
 
 fn six() -> io::Result<(TcpListener, Vec<std::net::UdpSocket>)> {
-    let listener = listen(Domain::IPV6, Ipv6Addr::LOCALHOST.into())?;
+    let listener = on_loopback(Ipv6Addr::LOCALHOST.into())?;
     let first = listener.local_addr()?.port();
     let slot = |n: u16| {
         let port = first.checked_add(n).ok_or(io::ErrorKind::AddrInUse)?;
@@ -109,16 +110,4 @@ fn six() -> io::Result<(TcpListener, Vec<std::net::UdpSocket>)> {
         Ok(socket.into())
     };
     Ok((listener, (0..DNS_SLOTS).map(slot).collect::<io::Result<_>>()?))
-}
-
-fn listen(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM, None)?;
-    if domain == Domain::IPV4 {
-        socket.set_freebind_v4(true)?;
-    } else {
-        socket.set_freebind_v6(true)?;
-    }
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

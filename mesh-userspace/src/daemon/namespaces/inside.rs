@@ -2,16 +2,16 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
 };
 
 use netlink_sys::Socket as Netlink;
-use socket2::{Domain, Socket, Type};
 
 use crate::{
-    daemon::{listeners::is_absent, services::take_no_data_in_syn, visitor::Visitor},
+    daemon::{listeners::is_absent, visitor::Visitor},
     datapath::{guards::Guards, host},
     dns,
+    listening::on_loopback,
 };
 
 /// Sockets in a namespace that was not known before.
@@ -62,25 +62,12 @@ impl Protection {
 
 /// Listens on loopback of the calling thread's namespace, whether it is up yet or not.
 fn listen() -> io::Result<Vec<TcpListener>> {
-    let mut sockets = vec![loopback(Domain::IPV4, Ipv4Addr::LOCALHOST.into())?];
-    match loopback(Domain::IPV6, Ipv6Addr::LOCALHOST.into()) {
+    let mut sockets = vec![on_loopback(Ipv4Addr::LOCALHOST.into())?];
+    match on_loopback(Ipv6Addr::LOCALHOST.into()) {
         Ok(v6) => sockets.push(v6),
         // A namespace without IPv6: nobody in it dials IPv6.
         Err(error) if is_absent(&error) => {}
         Err(error) => return Err(error),
     }
     Ok(sockets)
-}
-
-fn loopback(domain: Domain, ip: IpAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM, None)?;
-    if domain == Domain::IPV4 {
-        socket.set_freebind_v4(true)?;
-    } else {
-        socket.set_freebind_v6(true)?;
-    }
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
-    socket.listen(128)?;
-    take_no_data_in_syn(&socket)?;
-    Ok(socket.into())
 }
