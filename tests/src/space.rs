@@ -160,7 +160,7 @@ impl Enter {
         Self { namespaces: Arc::new(files) }
     }
 
-    /// Returns a command that moves itself into `cgroup` and the namespaces before it becomes `program`.
+    /// Returns a command that moves itself into the namespaces and `cgroup` before it becomes `program`.
     #[track_caller]
     pub fn command(&self, cgroup: &Cgroup, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let procs = cgroup.path().join("cgroup.procs");
@@ -172,8 +172,10 @@ impl Enter {
         let mut command = Command::new(program);
         command.env("LC_ALL", "C").env("HOME", "/root");
         let enter = move || {
+            // The network first: a workload's process is nowhere else, not even before it runs its program.
+            setns(namespaces[0].as_fd(), CloneFlags::empty())?;
             (&procs).write_all(b"0")?;
-            for namespace in namespaces.iter() {
+            for namespace in &namespaces[1..] {
                 setns(namespace.as_fd(), CloneFlags::empty())?;
             }
             Ok(())

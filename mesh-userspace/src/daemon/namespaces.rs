@@ -15,7 +15,7 @@ use std::{
 use mesh_common::map::{LISTENER_GUARD4, LISTENER_GUARD6, LISTENER_OUTBOUND4, LISTENER_OUTBOUND6};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{MissedTickBehavior, interval, sleep},
+    time::sleep,
 };
 
 mod inside;
@@ -46,6 +46,9 @@ use crate::{
 
 /// How often one looks without having been told: nothing tells that a process left a namespace.
 const LOOK: Duration = Duration::from_secs(5);
+/// One looks again this soon after a first process came, and then in pauses twice as long each: what starts it may still
+/// be on the way into its network namespace (`ip netns exec`, a container's runtime).
+const SETTLING: Duration = Duration::from_millis(50);
 /// Causes that come together are dealt with together; a visit that takes long is followed by a pause ten times as long.
 const PAUSE: Duration = Duration::from_millis(5);
 /// A namespace that could not be served is tried again after this.
@@ -72,13 +75,15 @@ impl Follower<'_> {
         if let Err(error) = self.kernel.lock().serve_no_namespace() {
             tracing::error!(%error, "cannot forget the network namespaces of the daemon before");
         }
-        let mut tick = interval(LOOK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = SETTLING;
         loop {
             tokio::select! {
                 () = self.kernel.namespaces_wanted() => {}
-                started = starts.readable() => started?,
-                _ = tick.tick() => {}
+                started = starts.readable() => {
+                    started?;
+                    next = SETTLING;
+                }
+                () = sleep(next) => next = LOOK.min(next * 2),
             }
             let cgroups = self.kernel.lock().workload_cgroups();
             starts.watch(&cgroups);

@@ -119,8 +119,8 @@ impl Programs {
         self.whereabouts.0.moved.notified()
     }
 
-    /// Dials the one in the host's namespace, if there is any, then the others until one answers, beginning with the one
-    /// whose turn it is.
+    /// Dials the one in the host's namespace, if one was seen there, then the others until one answers, beginning with the
+    /// one whose turn it is; at last the host's, where one may be by now.
     async fn dial_any(&self) -> io::Result<Reached> {
         let places = self.whereabouts.of(&self.service);
         let count = places.elsewhere.len();
@@ -129,21 +129,25 @@ impl Programs {
             io::ErrorKind::NotConnected,
             "no program of the service is in a network namespace of its own",
         );
-        if !self.only_elsewhere && (places.at_home || count == 0) {
-            match TcpStream::connect(self.address).await {
-                Ok(stream) => {
-                    return Ok(Reached { stream, at: self.address, gone: CancellationToken::new() });
-                }
-                Err(error) => failed = error,
-            }
-        }
-        for nth in 0..count {
-            match self.dial_in(&places.elsewhere[(first + nth) % count]).await {
+        let home = (!self.only_elsewhere).then_some(None);
+        let (before, after) = if places.at_home { (home, None) } else { (None, home) };
+        let elsewhere = (0..count).map(|nth| Some(&places.elsewhere[(first + nth) % count]));
+        for place in before.into_iter().chain(elsewhere).chain(after) {
+            let reached = match place {
+                Some(place) => self.dial_in(place).await,
+                None => self.dial_at_home().await,
+            };
+            match reached {
                 Ok(reached) => return Ok(reached),
                 Err(error) => failed = error,
             }
         }
         Err(failed)
+    }
+
+    async fn dial_at_home(&self) -> io::Result<Reached> {
+        let stream = TcpStream::connect(self.address).await?;
+        Ok(Reached { stream, at: self.address, gone: CancellationToken::new() })
     }
 
     /// Dials the configured address, then the namespace's own: a program may listen on these only.
