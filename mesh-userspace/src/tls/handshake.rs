@@ -110,6 +110,8 @@ struct Handshake<'s, S> {
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     early: VecDeque<Vec<u8>>,
+    /// The peer has sent all already.
+    closed: bool,
 }
 
 /// What a handshake waits for.
@@ -121,7 +123,7 @@ enum Next {
 
 impl<'s, S: Side> Handshake<'s, S> {
     fn of(connection: S, mesh: &'s TcpStream, incoming: Vec<u8>) -> Self {
-        Self { connection, mesh, incoming, outgoing: Vec::new(), early: VecDeque::new() }
+        Self { connection, mesh, incoming, outgoing: Vec::new(), early: VecDeque::new(), closed: false }
     }
 
     async fn run(mut self) -> io::Result<(Session, Chain)> {
@@ -168,6 +170,10 @@ impl<'s, S: Side> Handshake<'s, S> {
             }
             Ok(ConnectionState::BlockedHandshake) => Next::Peer,
             Ok(ConnectionState::WriteTraffic(_)) => Next::Nothing,
+            Ok(ConnectionState::PeerClosed) => {
+                self.closed = true;
+                Next::Process
+            }
             Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) => {
                 self.incoming.drain(..discard);
@@ -176,6 +182,9 @@ impl<'s, S: Side> Handshake<'s, S> {
         };
         self.incoming.drain(..discard);
         match next {
+            Next::Nothing if self.connection.common().is_handshaking() && self.closed => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             Next::Nothing if self.connection.common().is_handshaking() => Ok(Next::Peer),
             next => Ok(next),
         }
@@ -216,7 +225,7 @@ impl<'s, S: Side> Handshake<'s, S> {
         let (secrets, core) = self.connection.finish().map_err(invalid)?;
         let mut session = Session::new(secrets, core).map_err(invalid)?;
         session.is_meshnode = is_meshnode;
-        (session.early, session.ahead) = (self.early, self.incoming);
+        (session.early, session.closed_early, session.ahead) = (self.early, self.closed, self.incoming);
         Ok((session, chain))
     }
 }

@@ -65,6 +65,8 @@ pub struct Session {
     pub owed: Vec<u8>,
     /// The application's data that came together with the handshake, by record.
     pub early: VecDeque<Vec<u8>>,
+    /// And so did the end of it.
+    pub closed_early: bool,
     /// Ciphertext that came together with the handshake: the first part of a record.
     pub ahead: Vec<u8>,
 }
@@ -82,6 +84,7 @@ impl Session {
             message: Vec::new(),
             owed: Vec::new(),
             early: VecDeque::new(),
+            closed_early: false,
             ahead: Vec::new(),
         })
     }
@@ -134,6 +137,9 @@ impl Session {
         if let Some(early) = self.early.pop_front() {
             plain[..early.len()].copy_from_slice(&early);
             return Ok(Some((Opened::Data(early.len()), 0)));
+        }
+        if self.closed_early {
+            return Ok(Some((Opened::CloseNotify, 0)));
         }
         let Some(record) = whole(wire)? else { return Ok(None) };
         let (kind, length) = self.opening.open(record, plain)?;
