@@ -84,6 +84,10 @@ fn choose<T>(
 /// Measures, and returns all that was seen.
 pub fn run(plan: &Plan) -> Result<Report> {
     usage::raise_file_limit()?;
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    if load.split(' ').next().and_then(|load| load.parse().ok()).is_some_and(|load: f64| load > 0.7) {
+        progress(&format!("OTHERS USE THIS MACHINE, figures will be too low; load average {}", load.trim()));
+    }
     let mut report = Report::new(plan);
     let mut present = Vec::new();
     for contestant in &plan.contestants {

@@ -151,15 +151,16 @@ fn program() -> SocketAddr {
     ([127, 0, 0, 1], PROGRAM).into()
 }
 
-/// Returns the first line that a program says of itself.
+/// Returns the line with a number in what a program says of itself.
 fn version(words: &[&str]) -> Result<String, String> {
     let said = Command::new(words[0])
         .args(&words[1..])
         .output()
         .map_err(|error| format!("{}: {error}; `cargo xtask setup` installs it", words[0]))?;
     let text = [said.stdout, said.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned())
+    let text = String::from_utf8_lossy(&text).replace(words[0], "");
+    let numbered = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
+    Ok(numbered.unwrap_or_default().trim().to_owned())
 }
 
 /// The same of one that `cargo xtask setup` puts below target/tools.

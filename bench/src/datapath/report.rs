@@ -74,7 +74,9 @@ impl Report {
     /// Returns the median of the figure's ratio to another contestant's of the same round.
     pub fn ratio(&self, contestant: &str, to: &str, measure: &str, figure: &str) -> Option<Summary> {
         let pairs = self.of(contestant, measure).iter().zip(self.of(to, measure));
-        summary(pairs.filter_map(|(one, other)| Some(one.get(figure)? / other.get(figure)?)).collect())
+        let ratios = pairs.filter_map(|(one, other)| Some(one.get(figure)? / other.get(figure)?));
+        // The baselines have no proxies whose CPU could be divided by.
+        summary(ratios.filter(|ratio| ratio.is_finite()).collect())
     }
 
     /// Returns the newest figures of all, in a line.
@@ -137,6 +139,10 @@ impl Report {
         let bulk = |measure: &&&Measure| measure.figure() == "gbit_per_s";
         let (bulk, other): (Vec<_>, Vec<_>) = self.measures.iter().partition(|measure| bulk(measure));
         let mut text = String::new();
+        for (name, version) in &self.versions {
+            writeln!(text, "{name}: {version}").expect("a string takes it");
+        }
+        text.push('\n');
         self.table(&mut text, "Gbit/s", &bulk, |measure| measure.figure());
         self.table(&mut text, "CPU of the proxies, s/GB", &bulk, |_| "cpu_s_per_gb");
         let unit = "per second; µs of one (-1); kB of one (idle)";
@@ -183,9 +189,7 @@ impl Report {
         if median == 0.0 && figure.starts_with("cpu") {
             return "–".to_owned();
         }
-        let ratio = self
-            .ratio(name, against, measure, figure)
-            .filter(|ratio| name != against && ratio.median.is_finite());
+        let ratio = self.ratio(name, against, measure, figure).filter(|_| name != against);
         let ratio = ratio.map(|ratio| format!(" ({:.3})", ratio.median)).unwrap_or_default();
         format!("{}{ratio} ±{:.0} %", short(median), (max - min) / 2.0 / median * 100.0)
     }

@@ -1,9 +1,9 @@
 //! Where the data path is measured: the hosts, their certificates, the servers at the end of every path, and the proxies
 //! that run at the moment.
 //!
-//! `a` dials and `b` serves, for everybody but meshnode, whose hosts `mesh-a` and `mesh-b` are made in the same way: so
-//! nobody's connections pass the programs of meshnode in the kernel but its own. A control plane of their own, `control`,
-//! hands out everybody's certificates.
+//! `a` dials and `b` serves, over a veth pair between them, for everybody but meshnode, whose hosts `mesh-a` and `mesh-b`
+//! are made in the same way: so nobody's connections pass the programs of meshnode in the kernel but its own. A control
+//! plane of their own, `control`, hands out everybody's certificates.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -55,6 +55,9 @@ impl Stage {
         let net = Network::new();
         let control = Server::start(net.host("control"), false);
         let [a, b, mesh_a, mesh_b] = ["a", "b", "mesh-a", "mesh-b"].map(|name| net.host(name));
+        for (from, to) in [(&a, &b), (&a, &mesh_b), (&mesh_a, &mesh_b)] {
+            net.wire(from, to);
+        }
         for host in [&a, &b, &mesh_a, &mesh_b] {
             sysctls(host);
         }
@@ -186,13 +189,15 @@ impl Stage {
     }
 }
 
+/// Many connections a second from one address to one other: ports are not to run out, and those of listeners are not to
+/// be taken. (cubic is set already, with the namespaces.)
 fn sysctls(host: &Host) {
     let settings = [
-        // Many connections a second from one address to one other: ports are not to run out, and those of listeners
-        // are not to be taken. (cubic is set already, with the namespaces.)
         "net.ipv4.ip_local_port_range=10000 65535",
         "net.ipv4.ip_local_reserved_ports=20000-22000",
         "net.ipv4.tcp_tw_reuse=1",
     ];
     host.run("", &[&["sysctl", "-qw"], &settings[..]].concat()).ok();
+    // Since Linux 6.14; before, a port is free again after a second.
+    host.run("", &["sysctl", "-qew", "net.ipv4.tcp_tw_reuse_delay=1"]);
 }

@@ -28,7 +28,8 @@ pub struct Look {
 
 impl Look {
     pub fn begin(stage: &Stage) -> Self {
-        Self { captures: [On::B, On::MeshB].map(|on| (on, stage.net.capture(stage.host(on)))) }
+        let capture = |(from, to)| (to, stage.net.capture_wire(stage.host(to), stage.host(from)));
+        Self { captures: [(On::A, On::B), (On::MeshA, On::MeshB)].map(capture) }
     }
 
     /// Returns, by the contestants' names, what their last handshakes were like.

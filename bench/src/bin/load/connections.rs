@@ -1,7 +1,7 @@
 //! New connections: plain, by TLS, and held.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
     sync::Arc,
@@ -45,16 +45,26 @@ pub fn run(
 
 /// Connects, has a request answered, and closes.
 pub fn plain(to: SocketAddr) -> Result<Duration> {
-    let start = Instant::now();
-    exchange(connect(to)?, start)
+    let (stream, start) = connect(to)?;
+    exchange(stream, start)
 }
 
-fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect(to).context("connect")?;
+/// Returns a connection and when it was begun.
+fn connect(to: SocketAddr) -> Result<(TcpStream, Instant)> {
+    let (stream, start) = loop {
+        let start = Instant::now();
+        match TcpStream::connect(to) {
+            // All ports were used within the last second: a fast machine, an old kernel, and nothing between.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            stream => break (stream.context("connect")?, start),
+        }
+    };
     stream.set_nodelay(true)?;
     // Whoever loses a request must not hang the measurement.
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    Ok(stream)
+    Ok((stream, start))
 }
 
 fn exchange(mut stream: impl Read + Write, start: Instant) -> Result<Duration> {
@@ -76,7 +86,7 @@ pub fn hold(to: SocketAddr, count: usize, time: Duration) -> Result<Measured> {
     let open = |n: usize| -> Result<Vec<TcpStream>> {
         let part = (n..count).step_by(OPENERS);
         part.map(|_| {
-            let stream = connect(to)?;
+            let (stream, start) = connect(to)?;
             exchange(&stream, start)?;
             Ok(stream)
         })
@@ -127,8 +137,7 @@ impl Tls {
 
     /// Connects, shakes hands, has a request answered, and closes.
     pub fn once(&self, to: SocketAddr) -> Result<Duration> {
-        let start = Instant::now();
-        let mut socket = connect(to)?;
+        let (mut socket, start) = connect(to)?;
         let mut session = ClientConnection::new(self.config.clone(), ServerName::from(to.ip()))?;
         let took = exchange(rustls::Stream::new(&mut session, &mut socket), start)?;
         session.send_close_notify();

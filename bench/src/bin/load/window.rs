@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, Write as _},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,11 +17,16 @@ const WARM: u8 = 0;
 const MEASURED: u8 = 1;
 const OVER: u8 = 2;
 
+/// How long nothing may happen.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// What the threads of a client share.
 pub struct Window {
     warm: Duration,
     length: Duration,
     phase: AtomicU8,
+    /// Something happened in the measured time.
+    happened: AtomicBool,
     bytes: AtomicU64,
     samples: Mutex<Vec<Duration>>,
     failed: Mutex<Option<anyhow::Error>>,
@@ -42,6 +47,7 @@ impl Window {
             warm,
             length,
             phase: AtomicU8::new(WARM),
+            happened: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             samples: Mutex::default(),
             failed: Mutex::default(),
@@ -73,7 +79,10 @@ impl Window {
         tell("begin")?;
         let start = Instant::now();
         self.phase.store(MEASURED, Ordering::Relaxed);
-        std::thread::sleep(self.length);
+        // On a busy machine a short time may be too short for anything.
+        while start.elapsed() < self.length || !self.happened() && start.elapsed() < LIMIT {
+            std::thread::sleep(self.length);
+        }
         self.phase.store(OVER, Ordering::Relaxed);
         let time = start.elapsed();
         tell("end")?;
@@ -94,9 +103,22 @@ impl Window {
         self.phase.load(Ordering::Relaxed) == OVER
     }
 
+    fn happened(&self) -> bool {
+        self.happened.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether what happens now counts.
+    fn counts(&self) -> bool {
+        let counts = self.phase.load(Ordering::Relaxed) == MEASURED;
+        if counts && !self.happened() {
+            self.happened.store(true, Ordering::Relaxed);
+        }
+        counts
+    }
+
     /// Counts bytes that moved now.
     pub fn moved(&self, bytes: usize) {
-        if self.phase.load(Ordering::Relaxed) == MEASURED {
+        if self.counts() {
             self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }
@@ -116,7 +138,7 @@ pub struct Recorder<'a> {
 impl Recorder<'_> {
     /// Counts an operation that ends now.
     pub fn took(&mut self, time: Duration) {
-        if self.window.phase.load(Ordering::Relaxed) == MEASURED {
+        if self.window.counts() {
             self.samples.push(time);
         }
     }
