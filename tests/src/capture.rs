@@ -119,6 +119,16 @@ impl Trace {
         self.streams.iter().filter(|(ends, _)| here(ends)).map(|(_, bytes)| bytes.len()).sum()
     }
 
+    /// Returns the byte streams to `port`, each with the stream that came back.
+    pub fn conversations(&self, port: u16) -> Vec<(&[u8], &[u8])> {
+        let to_port = self.streams.iter().filter(|((_, to), _)| to.port() == port);
+        to_port
+            .map(|(&(from, to), bytes)| {
+                (bytes.as_slice(), self.streams.get(&(to, from)).map_or(&[][..], Vec::as_slice))
+            })
+            .collect()
+    }
+
     /// Returns how often `needle` is in a packet, or in a stream across packets.
     pub fn count(&self, needle: &str) -> usize {
         let haystacks = self.packets.iter().chain(self.streams.values());
