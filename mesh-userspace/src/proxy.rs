@@ -191,8 +191,10 @@ fn serve_guard(
     Ok(())
 }
 
+/// What it accepts inherits the options of its socket.
 fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
     std.set_nonblocking(true)?;
+    socket::prepare_local(&socket2::SockRef::from(&std))?;
     // std listens with a queue of 128, which a burst of connections overflows: the kernel drops SYNs, and programs wait
     // a second for the retransmission. listen(2) on a listening socket changes the queue's length.
     socket2::SockRef::from(&std).listen(BACKLOG)?;
@@ -216,7 +218,7 @@ impl ProxyHandle {
             let port = match given {
                 None if !ports.contains_key(&id) => return Err(InboundError::NoListener(id)),
                 None => None,
-                Some(std) => match listener(std).and_then(|bound| Ok((bound.local_addr()?, bound))) {
+                Some(std) => match self.mesh_port(std) {
                     Ok(bound) => Some(bound),
                     Err(source) => return Err(InboundError::Listener { id, source }),
                 },
@@ -345,6 +347,12 @@ impl ProxyHandle {
             tracing::warn!(left = connections.len(), "connections did not end after they were cut");
         }
         cut
+    }
+
+    /// What a mesh port accepts comes from another host, which may vanish.
+    fn mesh_port(&self, std: std::net::TcpListener) -> io::Result<(SocketAddr, TcpListener)> {
+        socket::prepare(socket2::SockRef::from(&std), self.shared.settings.keepalive)?;
+        Ok((std.local_addr()?, listener(std)?))
     }
 
     fn serve_inbound(&self, target: inbound::Target, bound: TcpListener, address: SocketAddr) -> MeshPort {

@@ -15,6 +15,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use tokio::{
@@ -34,9 +35,16 @@ use crate::tls::{Opened, Session, record};
 /// Rounds of both directions before other flows of the thread get their turn: about a mebibyte each way.
 const ROUNDS: usize = 16;
 
+/// Which end of the link this is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Caller,
+    Server,
+}
+
 /// What there is to do before bytes are copied.
-#[derive(Default)]
 pub(super) struct Start {
+    pub(super) role: Role,
     /// What the first record to the mesh is, if no data of a flow already open.
     pub(super) word: Option<Word>,
     /// What of the peer's the program is to get first.
@@ -51,14 +59,18 @@ pub(super) async fn copy(
     flow: &Flow,
     start: Start,
 ) -> Result<(), Reason> {
-    let Link { socket: mesh, tls, received, .. } = link;
+    let Link { socket: mesh, tls, received, settled, trial, .. } = link;
     let meshnode = tls.is_meshnode;
+    *settled = false;
     let mut copy = Copy {
         program,
         mesh,
         tls,
         flow,
         meshnode,
+        role: start.role,
+        settled,
+        trial,
         word: start.word,
         outgoing: Outgoing::Open,
         incoming: Incoming::Open { unopened: true },
@@ -81,6 +93,9 @@ struct Copy<'a> {
     tls: &'a mut Session,
     flow: &'a Flow,
     meshnode: bool,
+    role: Role,
+    settled: &'a mut bool,
+    trial: &'a mut Option<Instant>,
     /// What the next record to the mesh is, if not data.
     word: Option<Word>,
     outgoing: Outgoing,
@@ -203,7 +218,9 @@ impl Copy<'_> {
                 // A flow that is not opened yet is opened first; its end is read once more.
                 if self.word.is_none() {
                     self.outgoing = Outgoing::Closing;
-                    self.word = self.meshnode.then_some(Word::End);
+                    let last = self.role == Role::Server && self.incoming == Incoming::Closed;
+                    *self.settled |= last;
+                    self.word = self.meshnode.then_some(if last { Word::EndLast } else { Word::End });
                 }
                 if self.meshnode {
                     self.seal(&[])?
@@ -213,6 +230,10 @@ impl Copy<'_> {
                 Ok(true)
             }
             Poll::Ready(Ok(count)) => {
+                // It has acknowledged all along.
+                if self.trial.is_some_and(|until| until < Instant::now()) {
+                    link::end_trial(self.mesh, self.trial);
+                }
                 self.seal(&plain.all()[..count])?;
                 self.flow.add_out(count);
                 Ok(true)
@@ -321,6 +342,7 @@ impl Copy<'_> {
                     Poll::Ready(Err(error)) => Err(Reason::PeerReset(error.kind())),
                     Poll::Ready(Ok(0)) => Err(Reason::Truncated),
                     Poll::Ready(Ok(count)) => {
+                        link::end_trial(self.mesh, self.trial);
                         wire.fill(count);
                         self.open(wire)?;
                         Ok(true)
@@ -360,6 +382,10 @@ impl Copy<'_> {
                             match word {
                                 Word::Data => {}
                                 Word::End => self.incoming = Incoming::Closing,
+                                Word::EndLast if self.role == Role::Caller => {
+                                    *self.settled = true;
+                                    self.incoming = Incoming::Closing;
+                                }
                                 Word::Refused => return Err(link::refused(said)),
                                 _ => return Err(link::out_of_turn()),
                             }

@@ -10,12 +10,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
+use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
-    copy::{self, Start},
+    copy::{self, Role, Start},
     decision,
     flow::{Direction, Flow, FlowStart, Origin},
     link::{Beginning, Link, Refusal, Word},
@@ -234,11 +235,14 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
     }
     shared.opened(flow, &caller.link.tls);
     tokio::select! {
-        copied = copy::copy(&program, &mut caller.link, flow, Start { word: None, first }) => copied?,
+        copied = copy::copy(&program, &mut caller.link, flow, Start { role: Role::Server, word: None, first }) => copied?,
         () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
     }
     socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
     if caller.link.tls.is_meshnode {
+        if !caller.link.settled {
+            caller.link.say(Word::Done, &[]).await?;
+        }
         return Ok(());
     }
     socket::close_cleanly(&caller.link.socket).map_err(|e| Reason::PeerReset(e.kind()))
@@ -257,7 +261,6 @@ fn accepting(shared: &Shared, target: &Target) -> Result<Arc<Accepting>, Reason>
 
 async fn authenticate(shared: &Shared, target: &Target, mesh: TcpStream) -> Result<Caller, Reason> {
     let accepting = accepting(shared, target)?;
-    socket::prepare(&mesh, shared.settings.keepalive).map_err(|e| Reason::PeerReset(e.kind()))?;
     let (tls, chain) = timeout(shared.settings.handshake_timeout, handshake::accept(&accepting, &mesh))
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?
@@ -282,11 +285,18 @@ async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, 
             flow.set_upstream(outcome.as_ref().map_or(programs.address(), |reached| reached.at));
             outcome?
         }
-        Program::External(external) => dial_external(shared, external, flow).await?,
+        Program::External(external) => {
+            let reached = dial_external(shared, external, flow).await?;
+            prepared(socket::prepare(SockRef::from(&reached.stream), shared.settings.keepalive))?;
+            return Ok(reached);
+        }
     };
-    socket::prepare(&reached.stream, shared.settings.keepalive)
-        .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
+    prepared(socket::prepare_local(&SockRef::from(&reached.stream)))?;
     Ok(reached)
+}
+
+fn prepared(outcome: io::Result<()>) -> Result<(), Reason> {
+    outcome.map_err(|e| Reason::ProgramUnreachable(e.kind()))
 }
 
 /// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.

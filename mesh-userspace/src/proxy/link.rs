@@ -3,16 +3,19 @@
 //! The last byte of each record's plaintext says what the record is; what is before that byte is the program's.
 //!
 //! ```text
-//! caller    OPEN data* END                                   OPEN …
-//! server         (OPENED | data)* END     or REFUSED, FIN
+//! caller    OPEN data* END                                               OPEN …
+//! server         (OPENED | data)* END_LAST, or END … DONE, or REFUSED
 //! ```
+//!
+//! The server's last word of a flow says that its program, too, has closed in order: what goes wrong there before that is a
+//! reset of the connection, which the next flow must not get.
 //!
 //! With others it is one flow's alone, as Consul Connect has it: no such byte, and `close_notify` is the end.
 
 use std::{
     io,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::net::TcpStream;
@@ -40,12 +43,25 @@ pub(super) enum Word {
     Opened = 4,
     /// The flow is not taken, for the [`Refusal`] before this byte; the connection ends.
     Refused = 5,
+    /// The server has sent all, and its program got all of the caller's: the flow has ended.
+    EndLast = 6,
+    /// The flow has ended, as [`EndLast`](Self::EndLast) says it together with the end.
+    Done = 7,
 }
 
 impl Word {
     fn from_byte(byte: u8) -> Option<Self> {
-        let all = [Self::Data, Self::End, Self::Open, Self::OpenAndSay, Self::Opened, Self::Refused];
-        all.into_iter().find(|word| *word as u8 == byte)
+        let all = [
+            Self::Data,
+            Self::End,
+            Self::Open,
+            Self::OpenAndSay,
+            Self::Opened,
+            Self::Refused,
+            Self::EndLast,
+            Self::Done,
+        ];
+        all.get(usize::from(byte)).copied()
     }
 }
 
@@ -67,6 +83,10 @@ pub(super) struct Link {
     pub(super) made: Instant,
     /// When a flow last used it.
     pub(super) used: Instant,
+    /// The server's last word of the last flow is said (as the server), or heard (as the caller).
+    pub(super) settled: bool,
+    /// It waited, and nothing has come since: the peer may be gone without a word. See [`try_out`](Self::try_out).
+    pub(super) trial: Option<Instant>,
 }
 
 /// The beginning of a flow, as the server gets it.
@@ -91,15 +111,30 @@ impl Link {
             .map(|buffer| buffer.ok_or_else(|| Reason::BrokenTls("too much came with the handshake".into())))
             .transpose()?;
         let made = Instant::now();
-        Ok(Self { socket, tls, received, made, used: made })
+        Ok(Self { socket, tls, received, made, used: made, settled: true, trial: None })
     }
 
-    /// Whether nothing has come that nobody asked for; the end of the connection counts.
-    pub(super) fn is_silent(&self) -> bool {
-        self.received.is_none() && {
-            let nothing = self.socket.try_read(&mut [0]);
-            matches!(nothing, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    /// Whether the next flow may begin: the last one has ended at the server too, and nothing else has come, the end of the
+    /// connection included. `None`: not yet.
+    pub(super) fn is_free(&mut self) -> Option<bool> {
+        let waker = std::task::Waker::noop();
+        match self.poll_record(&mut Context::from_waker(waker)) {
+            Poll::Ready(Ok((Word::Done, _))) if !self.settled => {
+                self.settled = true;
+                self.is_free()
+            }
+            Poll::Ready(_) => Some(false),
+            Poll::Pending if self.received.is_some() => Some(false),
+            Poll::Pending => self.settled.then_some(true),
         }
+    }
+
+    /// Has the kernel give the connection up when the peer does not acknowledge for `patience`, as connecting anew would be,
+    /// until something comes.
+    pub(super) fn try_out(&mut self, patience: Duration) -> io::Result<()> {
+        socket2::SockRef::from(&self.socket).set_tcp_user_timeout(Some(patience))?;
+        self.trial = Some(Instant::now() + patience);
+        Ok(())
     }
 
     /// Opens a flow without any of its bytes, and waits until the peer has its program on the line.
@@ -182,12 +217,23 @@ impl Link {
                 wire.fill(count);
             }
             self.received = (!wire.is_empty()).then_some(wire);
+            if matches!(read, Poll::Ready(Ok(1..))) {
+                end_trial(&self.socket, &mut self.trial);
+            }
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(Reason::PeerReset(io::ErrorKind::UnexpectedEof))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(Reason::PeerReset(error.kind()))),
             }
         }
+    }
+}
+
+/// The peer is there: from here on the network may fail for as long as TCP bears it.
+pub(super) fn end_trial(socket: &TcpStream, trial: &mut Option<Instant>) {
+    if trial.take().is_some() {
+        // It cannot fail for a socket; if it did, an outage would end the flow sooner.
+        let _ = socket2::SockRef::from(socket).set_tcp_user_timeout(None);
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Shared,
-    copy::{self, Start},
+    copy::{self, Role, Start},
     decision,
     flow::{Direction, Flow, FlowStart, Origin},
     reason::Reason,
@@ -67,10 +67,9 @@ async fn carry(shared: &Shared, program: TcpStream, netns: u64, flow: &Flow) -> 
         cookie,
     });
     let route = shared.with_mesh(|mesh| decision::route(mesh, origin, original_dst, SystemTime::now()))?;
-    socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramReset(e.kind()))?;
     let Upstream { mut link, word, client, _load } = upstream::connect(shared, &route, flow).await?;
     shared.opened(flow, &link.tls);
-    copy::copy(&program, &mut link, flow, Start { word, first: None }).await?;
+    copy::copy(&program, &mut link, flow, Start { role: Role::Caller, word, first: None }).await?;
     socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
     if link.tls.is_meshnode {
         shared.pool.put(client, flow.upstream().expect("invariant: it has carried bytes"), link);

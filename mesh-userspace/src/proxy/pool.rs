@@ -37,6 +37,9 @@ impl Default for PoolSettings {
 /// Those of one source and instance meet at one lock, which is held for a few instructions.
 const SHARDS: usize = 16;
 
+/// So many are looked at before one connects anew.
+const LOOKS: usize = 8;
+
 pub(super) struct Pool {
     settings: PoolSettings,
     shards: [Mutex<HashMap<Key, Vec<Idle>>>; SHARDS],
@@ -62,16 +65,25 @@ impl Pool {
         self.count.load(Relaxed)
     }
 
-    /// Returns the link that waited the shortest, if its other end has not gone.
+    /// Returns the link that waited the shortest, if its other end is there and has done with the flow before.
     pub(super) fn take(&self, client: &Arc<Client>, mesh: SocketAddr) -> Option<Link> {
         let key = key(client, mesh);
-        loop {
-            let Idle { link, .. } = self.shard(&key).get_mut(&key)?.pop()?;
+        let mut shard = self.shard(&key);
+        let alike = shard.get_mut(&key)?;
+        let mut nth = alike.len();
+        while nth > alike.len().saturating_sub(LOOKS) && nth > 0 {
+            nth -= 1;
+            let link = &mut alike[nth].link;
+            let free = if self.is_good(link) { link.is_free() } else { Some(false) };
+            // Its peer has not said the last word yet.
+            let Some(free) = free else { continue };
+            let Idle { link, .. } = alike.remove(nth);
             self.count.fetch_sub(1, Relaxed);
-            if self.is_good(&link) && link.is_silent() {
+            if free {
                 return Some(link);
             }
         }
+        None
     }
 
     /// Lets `link` wait for its next flow, or closes it where enough wait already.

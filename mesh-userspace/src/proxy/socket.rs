@@ -26,21 +26,26 @@ impl Default for Keepalive {
     }
 }
 
-/// Prepares a socket of a flow: no delay, keepalive, urgent data in its place in the stream (there is no way for it through
-/// TLS, and dropping it would be a gap), and **a reset when it is dropped**.
-///
-/// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
-/// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
-pub(super) fn prepare(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
-    reset_on_drop(stream)?;
-    stream.set_nodelay(true)?;
+/// Prepares a socket for a flow to or from another host; a listening one for all that it accepts, which inherit it: keepalive,
+/// and what [`prepare_local`] does.
+pub(super) fn prepare(socket: SockRef<'_>, keepalive: Keepalive) -> io::Result<()> {
+    prepare_local(&socket)?;
     let probes = TcpKeepalive::new()
         .with_time(keepalive.after)
         .with_interval(keepalive.every)
         .with_retries(keepalive.probes);
-    let socket = SockRef::from(stream);
-    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(&probes)
+}
+
+/// Prepares a socket for a flow of a program of this host, whose end the kernel tells: no delay, urgent data in its place in
+/// the stream (there is no way for it through TLS, and dropping it would be a gap), and **a reset when it is dropped**.
+///
+/// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
+/// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
+pub(super) fn prepare_local(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)
 }
 
 /// Makes the kernel reset the connection when the socket is dropped.

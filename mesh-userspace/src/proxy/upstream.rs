@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     time::{timeout, timeout_at},
@@ -121,15 +122,17 @@ async fn attempt(
     _load: Entered,
 ) -> Result<Upstream, Reason> {
     let client = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
-    let patience = shared.settings.handshake_timeout;
-    let open = |mut link: Link| async move {
-        timeout(patience, link.open()).await.unwrap_or(Err(Reason::NotReady)).map(|()| link)
+    let open = |mut link: Link, late: Reason| async move {
+        timeout(shared.settings.handshake_timeout, link.open()).await.unwrap_or(Err(late)).map(|()| link)
     };
-    while let Some(link) = shared.pool.take(&client, instance.mesh) {
+    while let Some(mut link) = shared.pool.take(&client, instance.mesh) {
+        if link.try_out(shared.settings.connect_timeout).is_err() {
+            continue;
+        }
         if !say && link.used.elapsed() < QUIET {
             return Ok(Upstream { link, word: Some(Word::Open), client, _load });
         }
-        match open(link).await {
+        match open(link, Reason::ConnectTimeout).await {
             Ok(link) => return Ok(Upstream { link, word: None, client, _load }),
             // It had gone; nothing was lost with it.
             Err(Reason::PeerReset(_)) => {}
@@ -137,7 +140,7 @@ async fn attempt(
         }
     }
     let link = connect_anew(shared, &client, instance).await?;
-    let link = if say && link.tls.is_meshnode { open(link).await? } else { link };
+    let link = if say && link.tls.is_meshnode { open(link, Reason::NotReady).await? } else { link };
     let word = (!say && link.tls.is_meshnode).then_some(Word::Open);
     Ok(Upstream { link, word, client, _load })
 }
@@ -159,6 +162,7 @@ async fn dial(shared: &Shared, instance: &Instance) -> Result<TcpStream, Reason>
         .await
         .map_err(|_| Reason::ConnectTimeout)?
         .map_err(|e| Reason::Unreachable(e.kind()))?;
-    socket::prepare(&mesh, shared.settings.keepalive).map_err(|e| Reason::Unreachable(e.kind()))?;
+    socket::prepare(SockRef::from(&mesh), shared.settings.keepalive)
+        .map_err(|e| Reason::Unreachable(e.kind()))?;
     Ok(mesh)
 }

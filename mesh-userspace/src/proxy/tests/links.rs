@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::world::{World, assert_reset, eventually, passes, read_to_end, reset, settings};
+use super::world::{World, assert_reset, eventually, passes, read_to_end, reset, settings, within};
 use crate::{
     intention::{Action, Intentions},
     proxy::{Direction, PoolSettings},
@@ -187,5 +187,27 @@ async fn a_connection_that_was_quiet_is_asked_before_a_byte_is_sent() {
     pooled(&world, 1).await;
     eventually("both ended", || world.b.flows().ended_flows().len() == 2).await;
     assert_eq!(ports(&world).len(), 1);
+    world.idle().await;
+}
+
+#[tokio::test]
+async fn a_connection_whose_server_has_not_done_with_a_flow_does_not_carry_the_next_one() {
+    let world = World::start().await;
+    socket2::SockRef::from(&world.program).set_recv_buffer_size(4096).unwrap();
+    let (mut client, mut server) = world.flow().await;
+    server.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut client).await, (Vec::new(), false));
+    // More than the server's program and what is before it hold, less than the connection and its ends do.
+    within(client.write_all(&vec![1; 6 << 20])).await.unwrap();
+    client.shutdown().await.unwrap();
+    eventually("the caller's side has ended", || world.a.flows().live() == 0).await;
+    assert_eq!((world.b.flows().live(), world.a.pooled()), (1, 1));
+    exchange(&world, b"meanwhile").await;
+    // Its end is the connection's.
+    reset(server);
+    exchange(&world, b"afterwards").await;
+    eventually("all ended", || world.b.flows().ended_flows().len() == 3).await;
+    assert_eq!(ports(&world).len(), 2);
+    assert_eq!(world.b.refusals().of(Direction::Inbound, "finished"), 2);
     world.idle().await;
 }
