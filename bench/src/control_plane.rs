@@ -3,7 +3,6 @@
 //! Hosts: `a` serves (an embedded server, or a Consul), `b` is the node that is measured, `c` makes the load.
 
 mod scene;
-mod server;
 
 use std::time::Duration;
 
@@ -16,11 +15,11 @@ use crate::{
     api::Endpoint,
     figures::{mib, ms, rounded},
     fill::fill,
+    server::Server,
     shape::Shape,
     usage,
 };
 use scene::Scene;
-use server::Server;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]

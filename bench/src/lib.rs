@@ -5,8 +5,10 @@
 
 pub mod api;
 pub mod control_plane;
+pub mod datapath;
 pub mod figures;
 pub mod fill;
+pub mod server;
 pub mod shape;
 pub mod usage;
 pub mod verdict;

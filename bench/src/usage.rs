@@ -1,6 +1,6 @@
 //! What a process costs: CPU, memory, BPF maps; read from `/proc`.
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -15,6 +15,21 @@ pub fn cpu(pid: i32) -> Result<Duration> {
 
 /// USER_HZ, which is 100 on every architecture that meshnode runs on.
 const TICKS: f64 = 100.0;
+
+/// Returns the CPU time that the processes of the cgroup have used, those that are gone included.
+pub fn cpu_of_cgroup(cgroup: &Path) -> Result<Duration> {
+    let file = cgroup.join("cpu.stat");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let used = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("no usage_usec")?;
+    Ok(Duration::from_micros(used.parse()?))
+}
+
+/// Returns the memory that the process has to itself, and its part of what it shares, in bytes.
+pub fn pss(pid: i32) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
 
 /// Returns the process's resident memory in bytes.
 pub fn rss(pid: i32) -> Result<u64> {

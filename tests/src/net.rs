@@ -71,6 +71,25 @@ impl Network {
         Capture::start(&self.space, &port_of(host.v4.octets()[2]), host.v4)
     }
 
+    /// Joins two hosts directly as well, for IPv4: what they send to each other does not pass the router any more.
+    #[track_caller]
+    pub fn wire(&self, one: &Host, other: &Host) {
+        let pid = other.space.pid();
+        let pair = format!("link add {} type veth peer name {} netns {pid}\n", wire_to(other), wire_to(one));
+        ip_batch(one.space.command("", "ip"), &pair);
+        for (here, there) in [(one, other), (other, one)] {
+            let (wire, peer, own) = (wire_to(there), there.v4, here.v4);
+            let route = format!("link set {wire} up\nroute add {peer}/32 dev {wire} src {own}\n");
+            ip_batch(here.space.command("", "ip"), &route);
+        }
+    }
+
+    /// Starts a capture at the end of a wire that is in `host`.
+    #[track_caller]
+    pub fn capture_wire(&self, host: &Host, peer: &Host) -> Capture {
+        Capture::start(&host.space, &wire_to(peer), peer.v4)
+    }
+
     /// Cuts `host` off, or joins it again.
     #[track_caller]
     pub fn set_link(&self, host: &Host, up: bool) {
@@ -96,6 +115,10 @@ impl Default for Network {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn wire_to(host: &Host) -> String {
+    format!("wire{}", host.v4.octets()[2])
 }
 
 fn port_of(host: u8) -> String {

@@ -15,6 +15,8 @@ use crate::{
 pub enum Bench {
     /// A server with 5,000 services and 50,000 intentions, 1,000 watching nodes, and how fast a change is enforced
     ControlPlane(ControlPlane),
+    /// Throughput, latency, connections, CPU and memory, beside other proxies and plain TCP
+    Datapath(Datapath),
 }
 
 #[derive(clap::Args)]
@@ -27,6 +29,16 @@ pub struct ControlPlane {
     consul: bool,
 }
 
+#[derive(clap::Args)]
+pub struct Datapath {
+    /// Two rounds of short measurements: two minutes instead of twenty
+    #[arg(long)]
+    quick: bool,
+    /// --rounds N, --time MS, --only NAMES, --measures NAMES
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
 pub fn run(bench: &Bench) -> Result<()> {
     setup::run(Purpose::Build)?;
     setup::run(Purpose::Test)?;
@@ -34,21 +46,27 @@ pub fn run(bench: &Bench) -> Result<()> {
     artifacts::release(&["mesh-userspace", "mesh-tests", "mesh-bench"])?;
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let Bench::ControlPlane(args) = bench;
-    let name = if args.consul { "control-plane-consul.json" } else { "control-plane.json" };
+    match bench {
+        Bench::ControlPlane(args) => {
+            let name = if args.consul { "control-plane-consul.json" } else { "control-plane.json" };
+            let switches = [args.quick.then_some("--quick"), args.consul.then_some("--consul")];
+            start("bench-control-plane", &folder.join(name), |cargo| cargo.args(switches.iter().flatten()))
+        }
+        Bench::Datapath(args) => {
+            let quick = args.quick.then_some("--quick");
+            start("bench-datapath", &folder, |cargo| cargo.args(quick).args(&args.arguments))
+        }
+    }
+}
+
+fn start(
+    binary: &str,
+    out: &std::path::Path,
+    arguments: impl FnOnce(&mut std::process::Command) -> &mut std::process::Command,
+) -> Result<()> {
     let mut cargo = process::command(workspace::cargo());
-    cargo.args([
-        "run",
-        "--release",
-        "--quiet",
-        "--package",
-        "mesh-bench",
-        "--bin",
-        "bench-control-plane",
-        "--",
-    ]);
-    cargo.arg("--out").arg(folder.join(name));
-    cargo.args(args.quick.then_some("--quick")).args(args.consul.then_some("--consul"));
+    cargo.args(["run", "--release", "--quiet", "--package", "mesh-bench", "--bin", binary, "--"]);
+    arguments(cargo.arg("--out").arg(out));
     artifacts::as_root(&mut cargo);
     process::run(&mut cargo)
 }

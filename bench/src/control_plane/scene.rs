@@ -7,13 +7,11 @@ use mesh_tests::{config::Service, host::Host};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, task::JoinHandle};
 
-use super::{
-    Plan,
-    server::{Client, Server},
-};
+use super::Plan;
 use crate::{
     api::{Connection, Endpoint},
     figures::{mib, ms, rounded, summary},
+    server::{Client, Server},
     shape::{Shape, intention, name},
     usage,
     verdict::{Connector, monotonic},

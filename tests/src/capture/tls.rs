@@ -6,7 +6,9 @@ const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
+const PRE_SHARED_KEY: u16 = 41;
 const SUPPORTED_VERSIONS: u16 = 43;
+const KEY_SHARE: u16 = 51;
 const TLS13: [u8; 2] = [3, 4];
 
 /// Checks both directions of a conversation: hellos that negotiate TLS 1.3, then only encrypted records. (The client's
@@ -45,11 +47,39 @@ fn check_direction(bytes: &[u8], hello: u8) -> Result<(), String> {
 
 /// The versions in a hello: the list that a client offers, or the one that a server chose.
 fn supported_versions(message: &[u8], hello: u8) -> Option<&[u8]> {
-    let skip =
-        |bytes: &'_ [u8], length: usize| -> Option<usize> { (bytes.len() >= length).then_some(length) };
+    let body = extension(message, hello, SUPPORTED_VERSIONS)?;
+    if hello == CLIENT_HELLO { body.get(1..) } else { Some(body) }
+}
+
+/// What a server chose for a connection, by the numbers that the protocol gives them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    pub suite: u16,
+    /// The group of the key exchange; a resumption may have none.
+    pub group: Option<u16>,
+    /// Whether it goes on with the session of an earlier connection.
+    pub resumed: bool,
+}
+
+/// Returns what the TLS 1.3 server whose bytes these are chose; `None` before it did, and with another version.
+pub fn chosen(to_client: &[u8]) -> Option<Chosen> {
+    let hellos = Records(to_client).take_while(|(kind, _)| matches!(*kind, HANDSHAKE | CHANGE_CIPHER_SPEC));
+    // The last: a first one may have asked for another key share.
+    let hello =
+        hellos.filter(|(kind, body)| *kind == HANDSHAKE && body.first() == Some(&SERVER_HELLO)).last()?.1;
+    (supported_versions(hello, SERVER_HELLO)? == TLS13).then_some(())?;
+    let word = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?));
+    Some(Chosen {
+        suite: word(after_vec8(hello.get(38..)?)?)?,
+        group: extension(hello, SERVER_HELLO, KEY_SHARE).and_then(word),
+        resumed: extension(hello, SERVER_HELLO, PRE_SHARED_KEY).is_some(),
+    })
+}
+
+/// Returns the body of a hello's extension.
+fn extension(message: &[u8], hello: u8, wanted: u16) -> Option<&[u8]> {
     // Type (1), length (3), legacy version (2), random (32).
-    let mut rest = message.get(skip(message, 38)?..)?;
-    rest = after_vec8(rest)?;
+    let mut rest = after_vec8(message.get(38..)?)?;
     if hello == CLIENT_HELLO {
         rest = rest.get(2 + usize::from(u16::from_be_bytes(rest.get(..2)?.try_into().ok()?))..)?;
         rest = after_vec8(rest)?;
@@ -61,8 +91,8 @@ fn supported_versions(message: &[u8], hello: u8) -> Option<&[u8]> {
         let kind = u16::from_be_bytes(rest[..2].try_into().ok()?);
         let length = usize::from(u16::from_be_bytes(rest[2..4].try_into().ok()?));
         let body = rest.get(4..4 + length)?;
-        if kind == SUPPORTED_VERSIONS {
-            return if hello == CLIENT_HELLO { body.get(1..) } else { Some(body) };
+        if kind == wanted {
+            return Some(body);
         }
         rest = &rest[4 + length..];
     }
@@ -132,5 +162,19 @@ mod tests {
         assert!(check_tls13(&with(client.clone(), &in_clear), &server).is_err(), "a certificate in clear");
         assert!(check_tls13(b"GET / HTTP/1.1\r\n\r\n", &server).is_err());
         assert!(check_tls13(b"", b"").is_err());
+    }
+
+    #[test]
+    fn what_the_server_chose_is_in_its_last_hello() {
+        let first = hello(SERVER_HELLO, &[3, 4]);
+        let mut body = first[5..].to_vec();
+        body[40] = 2;
+        body.extend([0, 51, 0, 4, 0, 0x1d, 0, 0, 0, 41, 0, 0]);
+        let second = record(HANDSHAKE, &body);
+        assert_eq!(chosen(&first), Some(Chosen { suite: 0x1301, group: None, resumed: false }));
+        let both = [first, record(CHANGE_CIPHER_SPEC, &[1]), second, record(APPLICATION_DATA, b"x")].concat();
+        assert_eq!(chosen(&both), Some(Chosen { suite: 0x1302, group: Some(0x1d), resumed: true }));
+        assert_eq!(chosen(&hello(SERVER_HELLO, &[3, 3])), None);
+        assert_eq!(chosen(b"HTTP/1.1 200 OK\r\n"), None);
     }
 }

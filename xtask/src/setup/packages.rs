@@ -7,15 +7,17 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 29] = [
+const TEST: [&str; 32] = [
     "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
     "gcc-multilib",
     "golang-go",
+    "haproxy",
     "iperf3",
     "iproute2",
     "libc6-dev-i386",
+    "libnginx-mod-stream",
     "mariadb-server",
     "musl-tools",
     "nginx-light",
@@ -33,6 +35,7 @@ const TEST: [&str; 29] = [
     "redis-server",
     "redis-tools",
     "rsync",
+    "stunnel4",
     "tcl",
     "tcpdump",
     "util-linux",
@@ -42,13 +45,15 @@ const TEST: [&str; 29] = [
 const VM: [&str; 5] = ["busybox-static", "cpio", "kmod", "qemu-system-x86", "xz-utils"];
 
 /// Services that installing `TEST` would leave to be started at the next boot.
-const SERVICES: [(&str, &str); 7] = [
+const SERVICES: [(&str, &str); 9] = [
+    ("haproxy", "haproxy.service"),
     ("mariadb-server", "mariadb.service"),
     ("nginx-light", "nginx.service"),
     ("openssh-server", "ssh.service"),
     ("postgresql", "postgresql.service"),
     ("redis-server", "redis-server.service"),
     ("rsync", "rsync.service"),
+    ("stunnel4", "stunnel4.service"),
     ("vsftpd", "vsftpd.service"),
 ];
 

@@ -20,11 +20,12 @@ use crate::{
 
 pub enum Server {
     Embedded(Meshnode),
-    Consul(Host, #[expect(dead_code, reason = "runs as long as it is held")] Consul),
+    /// With the agent, which runs as long as it is held.
+    Consul(Host, Consul),
 }
 
 /// The cgroup of a daemon, below its host's.
-const DAEMON_CGROUP: &str = "meshnode.daemon";
+pub const DAEMON_CGROUP: &str = "meshnode.daemon";
 
 impl Server {
     pub fn start(host: Host, consul: bool) -> Self {

@@ -1,0 +1,88 @@
+//! What the contestants really say on the wire: the same version, cipher and key exchange, and no client without a
+//! certificate is let in.
+
+use std::collections::BTreeMap;
+
+use mesh_tests::{
+    capture::{
+        Capture,
+        tls::{Chosen, chosen},
+    },
+    host::LIMIT,
+    process,
+};
+
+use super::{
+    contestants::{Contestant, Lane},
+    stage::{On, PROGRAM, Place, Stage},
+};
+
+/// TLS_AES_128_GCM_SHA256, and X25519.
+const SUITE: u16 = 0x1301;
+const GROUP: u16 = 0x001d;
+
+/// Captures of both hosts that serve.
+pub struct Look {
+    captures: [(On, Capture); 2],
+}
+
+impl Look {
+    pub fn begin(stage: &Stage) -> Self {
+        let capture = |(from, to)| (to, stage.net.capture_wire(stage.host(to), stage.host(from)));
+        Self { captures: [(On::A, On::B), (On::MeshA, On::MeshB)].map(capture) }
+    }
+
+    /// Returns, by the contestants' names, what their last handshakes were like.
+    ///
+    /// # Panics
+    /// When one of them is not what the others do.
+    pub fn end(self, stage: &Stage, lanes: &[(&'static Contestant, Lane)]) -> BTreeMap<&'static str, Chosen> {
+        for (_, lane) in lanes {
+            // Once more: whoever resumes sessions has one by now.
+            stage.until_answered(lane.client, lane.dial);
+        }
+        let traces = self.captures.map(|(on, capture)| (on, capture.stop()));
+        let mut found = BTreeMap::new();
+        for (Contestant { name, .. }, lane) in lanes {
+            let Some(mesh) = lane.mesh else { continue };
+            let on = if lane.client.on == On::MeshA { On::MeshB } else { On::B };
+            let (_, trace) = traces.iter().find(|(of, _)| *of == on).expect("both are captured");
+            let handshakes =
+                trace.conversations(mesh.port()).into_iter().filter_map(|(_, back)| chosen(back));
+            let handshakes: Vec<Chosen> = handshakes.collect();
+            assert!(!handshakes.is_empty(), "{name}: no TLS 1.3 handshake was seen at {mesh}");
+            for Chosen { suite, group, resumed } in &handshakes {
+                let same = *suite == SUITE && (*group == Some(GROUP) || *resumed && group.is_none());
+                assert!(
+                    same,
+                    "{name}: cipher suite {suite:#x} and group {group:x?} instead of {SUITE:#x}, {GROUP:#x}"
+                );
+            }
+            if on == On::MeshB {
+                let plain = trace.bytes_at(PROGRAM);
+                assert_eq!(
+                    plain, 0,
+                    "{name}: something was not captured and went to the program's port itself"
+                );
+            }
+            refuses_anonymous(stage, name, &mesh.to_string());
+            let resumes = handshakes.iter().any(|handshake| handshake.resumed);
+            found.insert(*name, Chosen { resumed: resumes, ..handshakes[0] });
+        }
+        found
+    }
+}
+
+/// Checks that the server's side answers who shows a certificate, and nobody else.
+fn refuses_anonymous(stage: &Stage, name: &str, mesh: &str) {
+    let place = Place { on: On::A, cgroup: "load" };
+    let dial = |more: &[&str]| {
+        let mut command = stage.load(place);
+        command.args(["once", "--to", mesh, "--identity"]).arg(stage.identity(On::A)).args(more);
+        process::run(command, None, LIMIT)
+    };
+    let said = dial(&[]);
+    assert!(said.status.success(), "{name} did not answer the caller: {said}");
+    let said = dial(&["--anonymous"]);
+    assert!(!said.status.success(), "{name} let a client without a certificate in: {said}");
+}
