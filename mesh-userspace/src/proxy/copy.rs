@@ -27,7 +27,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{flow::Flow, reason::Reason};
+use super::{flow::Flow, reason::Reason, socket};
 use crate::tls::refusal;
 
 /// What one read of a socket may bring.
@@ -372,15 +372,16 @@ fn shutdown(stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads once. A read that does not fill `buffer` has emptied the socket: claiming that it would block makes tokio
-/// wait for the next edge instead of asking once more in vain, which is what tokio does for reads by `&mut`.
+/// Reads once. A read that does not fill `buffer` has emptied the socket, unless it stopped before an urgent byte: claiming
+/// that it would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does
+/// for reads by `&mut`.
 fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(stream.poll_read_ready(cx))?;
         let mut partial = None;
         let result = stream.try_io(Interest::READABLE, || {
             let count = recv(stream.as_fd().as_raw_fd(), buffer, MsgFlags::empty())?;
-            if (1..buffer.len()).contains(&count) {
+            if (1..buffer.len()).contains(&count) && !socket::is_at_mark(stream) {
                 partial = Some(count);
                 return Err(io::ErrorKind::WouldBlock.into());
             }

@@ -1,6 +1,6 @@
 //! Options of the sockets that carry flows.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsRawFd, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -47,6 +47,17 @@ pub(super) fn reset_on_drop(stream: &TcpStream) -> io::Result<()> {
 pub(super) fn close_cleanly(program: &TcpStream, mesh: &TcpStream) -> Result<(), Reason> {
     SockRef::from(program).set_linger(None).map_err(|e| Reason::ProgramReset(e.kind()))?;
     SockRef::from(mesh).set_linger(None).map_err(|e| Reason::PeerReset(e.kind()))
+}
+
+/// `SIOCATMARK` of x86-64 and AArch64 (asm-generic/sockios.h); the libc crate has none for Linux.
+const AT_MARK: libc::Ioctl = 0x8905;
+
+/// Whether the next byte is an urgent one, before which a read stops, whatever is behind it.
+pub(super) fn is_at_mark(stream: &TcpStream) -> bool {
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one `int` to the pointer, which is to a live one.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), AT_MARK, &raw mut at_mark) };
+    result == 0 && at_mark != 0
 }
 
 /// Returns an IPv4-mapped address as IPv4.
