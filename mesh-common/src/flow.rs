@@ -1,6 +1,10 @@
 //! What the kernel tells the daemon of one flow.
 
-use crate::{addr::Endpoint, contract, policy::ServiceId};
+use crate::{
+    addr::{Endpoint, Port},
+    contract,
+    policy::ServiceId,
+};
 
 /// The length of a task's command name, its terminating zero included (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -46,15 +50,26 @@ pub const SOCKET_DNS: u32 = 3;
 /// A direct connection leads elsewhere than to what the program dialled: a virtual IP.
 pub const SOCKET_FLAG_VIRTUAL: u32 = 1;
 
-/// Key of `FLOWS`: the connecting end of a captured connection as the outbound listener sees it (its peer).
+/// Key of `FLOWS`: a captured connection as the listener that it was redirected to sees it. Connections to other listeners
+/// may come from the same address and port at the same time.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
     pub netns: u64,
+    /// The connecting end.
     pub peer: Endpoint,
-    pub pad: u32,
+    /// The listener's port; its address is loopback of the peer's family.
+    pub listener: Port,
+    pad: u16,
 }
 contract!(FlowKey, 32);
+
+impl FlowKey {
+    #[inline(always)]
+    pub const fn new(netns: u64, peer: Endpoint, listener: Port) -> Self {
+        Self { netns, peer, listener, pad: 0 }
+    }
+}
 
 /// Value of `FLOWS`: written by `sock_ops` before the listener's `accept()` can return, taken once by the proxy.
 #[repr(C)]

@@ -88,9 +88,9 @@ fn connecting(ctx: &SockOpsContext) {
 #[inline(always)]
 fn established(ctx: &SockOpsContext) {
     let (local, remote) = context::ends(ctx);
-    let key = FlowKey { netns: netns_of(ctx), peer: local, pad: 0 };
+    let key = FlowKey::new(netns_of(ctx), local, remote.port);
     let Some(state) = state_of(ctx) else {
-        // A record that nobody took must not lend its identity to a later connection from the same port.
+        // A record that nobody took must not lend its identity to a later connection between the same ends.
         if remote.addr.is_loopback() {
             let _ = maps::FLOWS.remove(key);
         }
@@ -133,8 +133,8 @@ fn is_abort(old: u32) -> bool {
 /// `accept()` may never return a connection that was reset: its record goes, if nobody took it and it is its own.
 #[inline(always)]
 fn forget(ctx: &SockOpsContext) {
-    let (local, _) = context::ends(ctx);
-    let key = FlowKey { netns: netns_of(ctx), peer: local, pad: 0 };
+    let (local, remote) = context::ends(ctx);
+    let key = FlowKey::new(netns_of(ctx), local, remote.port);
     // SAFETY: the entry is read at once.
     if unsafe { maps::FLOWS.get(key) }.is_some_and(|record| record.cookie == cookie_of(ctx)) {
         let _ = maps::FLOWS.remove(key);

@@ -57,8 +57,8 @@ pub trait Routes: Send + Sync {
     /// Returns what the alias `at` in the network namespace stands for; `None`: the kernel did not send it there.
     fn route(&self, netns: u64, at: SocketAddr) -> io::Result<Option<Route>>;
 
-    /// Takes the note of the connection whose connecting end is `peer`.
-    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Route>>;
+    /// Takes the note of the connection from `peer` to the listener with the port `listener`.
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Route>>;
 }
 
 /// What became of the queries so far.
@@ -162,14 +162,15 @@ impl Dns {
         for socket in served.datagrams {
             self.tasks.spawn(datagrams::serve(namespace.clone(), socket, stop.clone()));
         }
-        for listener in served.listeners {
+        for (listener, port) in served.listeners {
             let (namespace, ending) = (namespace.clone(), stop.clone());
             self.tasks.spawn(crate::proxy::accept_all(
                 "dns",
                 listener,
                 stop.clone(),
                 move |program, peer| {
-                    let (serving, ending) = (stream::serve(namespace.clone(), program, peer), ending.clone());
+                    let serving = stream::serve(namespace.clone(), program, peer, port);
+                    let ending = ending.clone();
                     namespace.tasks.spawn(async move { ending.run_until_cancelled(serving).await });
                 },
             ));

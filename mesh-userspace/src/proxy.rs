@@ -253,16 +253,21 @@ impl ProxyHandle {
     /// # Errors
     /// A listener cannot be registered with the runtime; nothing was changed.
     pub fn add_outbound(&self, netns: u64, sockets: Vec<std::net::TcpListener>) -> io::Result<()> {
-        let sockets = sockets.into_iter().map(listener).collect::<io::Result<Vec<_>>>()?;
+        let placed = |socket| {
+            let listener = listener(socket)?;
+            let place = outbound::Place { netns, port: listener.local_addr()?.port() };
+            Ok((listener, place))
+        };
+        let sockets = sockets.into_iter().map(placed).collect::<io::Result<Vec<_>>>()?;
         let stop = self.stop.child_token();
-        for listener in sockets {
+        for (listener, place) in sockets {
             let shared = self.shared.clone();
             self.listeners.spawn(accept::accept_all(
                 "outbound",
                 listener,
                 stop.clone(),
                 move |stream, peer| {
-                    shared.connections.spawn(outbound::serve(shared.clone(), stream, netns, peer));
+                    shared.connections.spawn(outbound::serve(shared.clone(), stream, place, peer));
                 },
             ));
         }

@@ -149,6 +149,15 @@ class Served:
         sock.sendall(b"ready")
         return text(read_all(sock))
 
+    def do_oob_answered(self, sock):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        sock.sendall(b"ready")
+        data = b""
+        while len(data) < 3:
+            data += sock.recv(3)
+        sock.sendall(data.upper())
+        return text(read_all(sock))
+
     def do_slow(self, sock):
         # Not read before the client says, on another connection, that it was made to wait.
         self.go.clear()
@@ -304,6 +313,14 @@ class Observer:
         sock.sendall(b"cd")
         sock.shutdown(socket.SHUT_WR)
         return {"read": text(read_all(sock)), "server": self.report("oob-inline")}
+
+    def case_urgent_byte_is_the_last_of_a_request(self):
+        sock = self.open("oob-answered")
+        sock.recv(5, socket.MSG_WAITALL)
+        sock.send(b"ab!", socket.MSG_OOB)
+        answer = attempt(sock.recv, 3, socket.MSG_WAITALL)
+        sock.close()
+        return {"answer": str(answer), "server": self.report("oob-answered")}
 
     def case_slow_reader(self):
         sock = self.open("slow")

@@ -500,11 +500,22 @@ static int by_socketcall(void) {
 }
 #endif
 
-static int bound(void) {
+static int bound_at(const char *ip, const char *port) {
     int fd = tcp();
     set(fd, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
-    bind_to(fd, parse(needed(argument), argument2 ? argument2 : "0"));
+    bind_to(fd, parse(ip, port));
     return fd;
+}
+
+static int bound(void) { return bound_at(needed(argument), argument2 ? argument2 : "0"); }
+
+// A second connection, from the same address and port, to ARGUMENT2 of loopback.
+static void share_port(void) {
+    int fd = dial(bound_at("127.0.0.1", needed(argument)));
+    struct address there = parse("127.0.0.1", needed(argument2));
+    check(connect(bound_at("127.0.0.1", argument), &there.any, there.length), "second connect");
+    fprintf(stderr, "both are connected\n");
+    converse(fd, 0);
 }
 
 static int to_device(void) {
@@ -568,6 +579,7 @@ int main(int count, char **arguments) {
         converse(fd, 1);
     } else if (IS("mptcp")) converse(dial(open_socket(target.any.sa_family, 0, IPPROTO_MPTCP)), 0);
     else if (IS("bind")) converse(dial(bound()), 0);
+    else if (IS("share-port")) share_port();
     else if (IS("bind-no-port")) {
         int fd = tcp();
         set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1, "IP_BIND_ADDRESS_NO_PORT");

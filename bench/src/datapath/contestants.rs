@@ -158,9 +158,10 @@ fn version(words: &[&str]) -> Result<String, String> {
         .output()
         .map_err(|error| format!("{}: {error}; `cargo xtask setup` installs it", words[0]))?;
     let text = [said.stdout, said.stderr].concat();
-    let text = String::from_utf8_lossy(&text).replace(words[0], "");
-    let numbered = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
-    Ok(numbered.unwrap_or_default().trim().to_owned())
+    let text = String::from_utf8_lossy(&text);
+    let numbered = text.lines().map(str::trim).find(|line| line.contains(|c: char| c.is_ascii_digit()));
+    let line = numbered.unwrap_or_default();
+    Ok(line.strip_prefix(words[0]).unwrap_or(line).trim().to_owned())
 }
 
 /// The same of one that `cargo xtask setup` puts below target/tools.

@@ -5,7 +5,7 @@
 //! are made in the same way: so nobody's connections pass the programs of meshnode in the kernel but its own. A control
 //! plane of their own, `control`, hands out everybody's certificates.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use mesh_tests::{
     config::Service, host::Host, meshnode::Meshnode, net::Network, process::Process, program::listens,
@@ -39,7 +39,7 @@ pub struct Place {
 
 pub struct Stage {
     // Before the hosts: programs are gone first.
-    running: Vec<Process>,
+    running: Vec<(Place, Process)>,
     _servers: [Process; 2],
     mesh: [Client; 2],
     mesh_runs: bool,
@@ -136,7 +136,7 @@ impl Stage {
         command.envs(variables.iter().copied());
         let mut process = Process::spawn(command, &host.log_file(words[0]));
         process.wait_ready(|| listens(host, port));
-        self.running.push(process);
+        self.running.push((place, process));
     }
 
     /// Writes a file for a program of the host and returns its path.
@@ -163,7 +163,12 @@ impl Stage {
 
     /// Ends every proxy.
     pub fn stop(&mut self) {
-        self.running.clear();
+        for (place, process) in std::mem::take(&mut self.running) {
+            drop(process);
+            // nginx' workers outlive it, and would serve the next round.
+            let cgroup = self.host(place.on).space().cgroup().child(place.cgroup);
+            cgroup.kill_and_remove(Duration::from_secs(5)).expect("its processes can be killed");
+        }
         if self.mesh_runs {
             for node in &mut self.mesh {
                 node.meshnode.terminate();
@@ -183,7 +188,7 @@ impl Stage {
             let mut command = self.load(place);
             command.args(["once", "--to", &to.to_string()]);
             let said = mesh_tests::process::run(command, None, mesh_tests::host::LIMIT);
-            let logs: String = self.running.iter().map(Process::log).collect();
+            let logs: String = self.running.iter().map(|(_, process)| process.log()).collect();
             if said.status.success() { Ok(()) } else { Err(format!("{said}\n{logs}")) }
         });
     }

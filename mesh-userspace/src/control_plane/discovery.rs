@@ -210,7 +210,7 @@ impl Discovery {
 
     /// Looks whether what is named as the sidecar's proxy of `name` is one; returns whether that is news.
     fn suspect(&mut self, name: &ServiceName) -> bool {
-        let Ok(sidecar) = format!("{name}{SIDECAR}").parse::<ServiceName>() else { return false };
+        let Some(sidecar) = name.sidecar() else { return false };
         let Some(ends) = self.services.get(name).and_then(|entry| entry.proxies.as_ref()) else {
             return false;
         };
@@ -226,7 +226,9 @@ impl Discovery {
     fn plan(&mut self) {
         let Some(intentions) = &self.intentions else { return };
         let list = self.list.as_ref().map(|list| {
-            let counts = |name: &&ServiceName| !is_sidecar_of(name, list) || self.suspects.contains(*name);
+            // By Consul's convention a proxy, which has no proxy itself.
+            let is_sidecar = |name: &ServiceName| name.sidecar_of().is_some_and(|of| list.contains(&of));
+            let counts = |name: &&ServiceName| !is_sidecar(name) || self.suspects.contains(*name);
             list.iter().filter(counts).cloned().collect()
         });
         let scope = scope(&Known {
@@ -389,15 +391,6 @@ impl Discovery {
         }
         changed
     }
-}
-
-/// How Consul names a service's proxy.
-const SIDECAR: &str = "-sidecar-proxy";
-
-/// By Consul's convention a proxy, which has no proxy itself.
-fn is_sidecar_of(name: &ServiceName, names: &BTreeSet<ServiceName>) -> bool {
-    let of = name.as_str().strip_suffix(SIDECAR).and_then(|of| of.parse::<ServiceName>().ok());
-    of.is_some_and(|of| names.contains(&of))
 }
 
 async fn tick(at: Instant, updates: mpsc::Sender<Update>) {

@@ -4,14 +4,22 @@ use crate::{
     admin::VirtualServiceStatus,
     catalog::{InstanceHealth, IpRange, VirtualRanges},
     datapath::host,
+    identity::ServiceName,
     state::Mesh,
 };
 
-/// Returns every service that has a virtual IP.
+/// Returns every service that has a virtual IP. Not the proxies of services: one may have been given an address while it
+/// was in the catalog and its service's instance was not yet.
 pub fn services(mesh: &Mesh) -> Vec<VirtualServiceStatus> {
     let catalog = mesh.catalog.as_deref();
+    let has_instances =
+        |name: &ServiceName| catalog.is_some_and(|catalog| !catalog.instances_of(name).is_empty());
+    let is_proxy = |name: &ServiceName| {
+        !has_instances(name) && name.sidecar_of().is_some_and(|of| mesh.virtual_ips.of(&of).is_some())
+    };
     mesh.virtual_ips
         .services()
+        .filter(|(service, _)| !is_proxy(service))
         .map(|(service, ip)| {
             let instances = catalog.map_or(&[][..], |catalog| catalog.instances_of(service));
             let healthy = instances.iter().filter(|i| i.instance.health == InstanceHealth::Passing).count();
@@ -75,7 +83,47 @@ pub fn degraded(mesh: &Mesh) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::catalog::{Catalog, Instance, StoredVirtualIps, VirtualIps};
+
+    fn instance(service: &str) -> Instance {
+        Instance {
+            service: service.parse().unwrap(),
+            id: service.to_owned(),
+            node: "a".to_owned(),
+            datacenter: "dc1".to_owned(),
+            namespace: "default".to_owned(),
+            address: "10.0.0.2:5432".parse().unwrap(),
+            mesh: "10.0.0.2:21000".parse().unwrap(),
+            health: InstanceHealth::Passing,
+            weight: 1,
+            meshnode: true,
+        }
+    }
+
+    /// What is listed in a mesh of `instances` in which each of `names` has an address.
+    fn listed(names: &[&str], instances: &[&str]) -> Vec<String> {
+        let ranges = VirtualRanges { v4: "240.240.0.0/16".parse().ok(), v6: None };
+        let names: Vec<ServiceName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let mut virtual_ips = VirtualIps::restore(ranges, StoredVirtualIps::new());
+        virtual_ips.allocate(&names, |_| false);
+        let catalog = Catalog::new(instances.iter().map(|name| instance(name)), "a");
+        let (virtual_ips, catalog) = (Arc::new(virtual_ips), Some(Arc::new(catalog)));
+        let mesh = Mesh { virtual_ips, catalog, ..Mesh::default() };
+        services(&mesh)
+            .into_iter()
+            .map(|s| format!("{} {} of {}", s.service, s.healthy, s.instances))
+            .collect()
+    }
+
+    #[test]
+    fn proxies_are_not_listed_but_services_that_are_named_as_one_are() {
+        let names = ["db", "db-sidecar-proxy", "mail-sidecar-proxy", "web"];
+        assert_eq!(listed(&names, &["db"]), ["db 1 of 1", "mail-sidecar-proxy 0 of 0", "web 0 of 0"]);
+        assert_eq!(listed(&names[..2], &["db-sidecar-proxy"]), ["db 0 of 0", "db-sidecar-proxy 1 of 1"]);
+    }
 
     #[test]
     fn a_range_that_holds_or_is_in_one_of_the_hosts_networks_is_named_with_the_way_out() {

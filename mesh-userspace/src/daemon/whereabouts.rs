@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -145,24 +145,42 @@ impl Programs {
         Err(failed)
     }
 
-    async fn dial_at_home(&self) -> io::Result<Reached> {
-        let stream = TcpStream::connect(self.address).await?;
-        Ok(Reached { stream, at: self.address, gone: CancellationToken::new() })
+    /// Where a program may listen in each namespace: at the configured address. One that listens at `localhost` is at
+    /// either address of loopback, or at both.
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let other = match self.address.ip() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST) => Some(Ipv6Addr::LOCALHOST.into()),
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => Some(Ipv4Addr::LOCALHOST.into()),
+            _ => None,
+        };
+        std::iter::once(self.address.ip()).chain(other)
     }
 
-    /// Dials the configured address, then the namespace's own: a program may listen on these only.
+    async fn dial_at_home(&self) -> io::Result<Reached> {
+        let mut failed = None;
+        for ip in self.addresses() {
+            let at = SocketAddr::new(ip, self.address.port());
+            match TcpStream::connect(at).await {
+                Ok(stream) => return Ok(Reached { stream, at, gone: CancellationToken::new() }),
+                // What the configured address says is what counts.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed.expect("invariant: there is the configured address"))
+    }
+
+    /// Dials as at home, then the namespace's own addresses: a program may listen on these only.
     async fn dial_in(&self, place: &Place) -> io::Result<Reached> {
         let Some(visitor) = &self.whereabouts.0.visitor else {
             return Err(io::Error::other("network namespaces cannot be entered"));
         };
-        let own = place.addresses.iter().filter(|ip| **ip != self.address.ip());
+        let own = place.addresses.iter().copied().filter(|ip| *ip != self.address.ip());
         let mut failed = None;
-        for ip in std::iter::once(&self.address.ip()).chain(own) {
-            let at = SocketAddr::new(*ip, self.address.port());
+        for ip in self.addresses().chain(own) {
+            let at = SocketAddr::new(ip, self.address.port());
             let socket = visitor.inside(place.inode, move || unconnected(at)).await?;
             match TcpSocket::from_std_stream(socket.into()).connect(at).await {
                 Ok(stream) => return Ok(Reached { stream, at, gone: place.gone.clone() }),
-                // What the configured address says is what counts.
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
@@ -185,4 +203,36 @@ fn unconnected(to: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn programs(address: SocketAddr) -> Programs {
+        Programs::new("db".parse().unwrap(), address, false, Whereabouts::default())
+    }
+
+    #[tokio::test]
+    async fn a_program_on_one_address_of_loopback_is_found_from_the_other() {
+        for (at, configured) in
+            [("[::1]:0", Ipv4Addr::LOCALHOST.into()), ("127.0.0.1:0", Ipv6Addr::LOCALHOST.into())]
+        {
+            let listener = std::net::TcpListener::bind(at).unwrap();
+            let at = listener.local_addr().unwrap();
+            let reached = programs(SocketAddr::new(configured, at.port())).dial().await.unwrap();
+            assert_eq!(reached.at, at);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_elsewhere_than_configured_is_not_looked_for() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let refused = programs(SocketAddr::new("127.0.0.2".parse().unwrap(), port)).dial().await;
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        drop(listener);
+        let refused = programs(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).dial().await;
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
 }

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::{
-    addr::Endpoint,
+    addr::{Endpoint, Port},
     flow::{COMM_LEN, FlowKey, FlowRecord},
 };
 
@@ -24,8 +24,8 @@ impl FlowMap {
 }
 
 impl CapturedFlows for FlowMap {
-    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
-        let key = FlowKey { netns, peer: Endpoint::from(peer), pad: 0 };
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<CapturedFlow>> {
+        let key = FlowKey::new(netns, Endpoint::from(peer), Port::new(listener));
         let Some(record) = sys::take::<FlowKey, FlowRecord>(self.map.fd().as_fd(), &key)? else {
             return Ok(None);
         };

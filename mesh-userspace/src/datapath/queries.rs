@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use mesh_common::{
-    addr::Endpoint,
+    addr::{Endpoint, Port},
     dns::{DnsAlias, DnsRoute},
     flow::{FlowKey, FlowRecord},
     policy::ServiceId,
@@ -40,8 +40,8 @@ impl Routes for QueryMaps {
         }
     }
 
-    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Route>> {
-        let key = FlowKey { netns, peer: Endpoint::from(peer), pad: 0 };
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<Route>> {
+        let key = FlowKey::new(netns, Endpoint::from(peer), Port::new(listener));
         let record = sys::take::<FlowKey, FlowRecord>(self.flows.fd().as_fd(), &key)?;
         Ok(record.and_then(|record| self.named(record.origin.original_dst, record.origin.source)))
     }

@@ -30,7 +30,8 @@ pub struct Sockets {
 
 /// The same, in the runtime.
 pub(super) struct Served {
-    pub listeners: Vec<net::TcpListener>,
+    /// With their ports.
+    pub listeners: Vec<(net::TcpListener, u16)>,
     pub datagrams: Vec<net::UdpSocket>,
 }
 
@@ -64,7 +65,8 @@ impl Sockets {
         }
         let listeners = listeners.into_iter().map(|listener| {
             listener.set_nonblocking(true)?;
-            net::TcpListener::from_std(listener)
+            let port = listener.local_addr()?.port();
+            Ok((net::TcpListener::from_std(listener)?, port))
         });
         let datagrams = datagrams.into_iter().map(|socket| {
             socket.set_nonblocking(true)?;

@@ -24,10 +24,10 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How long an answer may take to be taken.
 const STALLED: Duration = Duration::from_secs(30);
 
-/// Serves one connection to the listener; returning resets what is still open of it.
-pub(super) async fn serve(namespace: Arc<Namespace>, program: TcpStream, peer: SocketAddr) {
+/// Serves one connection to the listener at `port`; returning resets what is still open of it.
+pub(super) async fn serve(namespace: Arc<Namespace>, program: TcpStream, peer: SocketAddr, port: u16) {
     let shared = &namespace.shared;
-    let route = match shared.routes.take(namespace.netns, peer) {
+    let route = match shared.routes.take(namespace.netns, peer, port) {
         Ok(Some(route)) => route,
         // Dialled by somebody, and not by the kernel for a program.
         Ok(None) => return count(&shared.counters.dropped),

@@ -26,9 +26,21 @@ pub enum NameError {
 
 impl ServiceName {
     pub const MAX_LEN: usize = 63;
+    /// How Consul names a service's proxy.
+    const SIDECAR: &str = "-sidecar-proxy";
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the name that Consul gives this service's proxy; `None` where that is longer than a service's may be.
+    pub fn sidecar(&self) -> Option<Self> {
+        format!("{self}{}", Self::SIDECAR).parse().ok()
+    }
+
+    /// Returns the service that this is the proxy of, if it is named as one.
+    pub fn sidecar_of(&self) -> Option<Self> {
+        self.0.strip_suffix(Self::SIDECAR)?.parse().ok()
     }
 }
 
@@ -112,6 +124,15 @@ mod tests {
         for name in ["web", "db-1", "Billing_v2", "a", "x.y", "0"] {
             assert_eq!(name.parse::<ServiceName>().unwrap().as_str(), name);
         }
+    }
+
+    #[test]
+    fn a_proxys_name_leads_back_to_its_service() {
+        let db: ServiceName = "db".parse().unwrap();
+        assert_eq!(db.sidecar().unwrap().as_str(), "db-sidecar-proxy");
+        assert_eq!(db.sidecar().unwrap().sidecar_of(), Some(db.clone()));
+        assert_eq!(db.sidecar_of(), None);
+        assert_eq!("x".repeat(60).parse::<ServiceName>().unwrap().sidecar(), None);
     }
 
     #[test]

@@ -34,26 +34,33 @@ pub struct CapturedFlow {
 
 /// Where the kernel's records are read.
 pub trait CapturedFlows: Send + Sync {
-    /// Takes the record of the connection whose connecting end is `peer` in the network namespace with the cookie
-    /// `netns`: a second call finds none. `None`: the kernel did not put that connection here.
-    fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<CapturedFlow>>;
+    /// Takes the record of the connection from `peer` to the listener with the port `listener`, in the network namespace
+    /// with the cookie `netns`: a second call finds none. `None`: the kernel did not put that connection here.
+    fn take(&self, netns: u64, peer: SocketAddr, listener: u16) -> io::Result<Option<CapturedFlow>>;
 }
 
-/// Serves one connection to an outbound listener in the network namespace `netns`.
-pub(super) async fn serve(shared: Arc<Shared>, program: TcpStream, netns: u64, peer: SocketAddr) {
+/// An outbound listener: its network namespace and its port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) netns: u64,
+    pub(super) port: u16,
+}
+
+/// Serves one connection to the outbound listener at `place`.
+pub(super) async fn serve(shared: Arc<Shared>, program: TcpStream, place: Place, peer: SocketAddr) {
     let start = FlowStart { direction: Direction::Outbound, peer, destination: None, dialled: None };
     let flow = shared.flows.open(start);
     let outcome = tokio::select! {
         biased;
         reason = flow.was_cut() => Err(reason),
-        outcome = carry(&shared, program, netns, &flow) => outcome,
+        outcome = carry(&shared, program, place, &flow) => outcome,
     };
     shared.end(flow, outcome);
 }
 
-async fn carry(shared: &Shared, program: TcpStream, netns: u64, flow: &Flow) -> Result<(), Reason> {
+async fn carry(shared: &Shared, program: TcpStream, place: Place, flow: &Flow) -> Result<(), Reason> {
     let CapturedFlow { original_dst, source, destination, pid, program: name, cookie } =
-        match shared.captured.take(netns, flow.start.peer) {
+        match shared.captured.take(place.netns, flow.start.peer, place.port) {
             Ok(Some(captured)) => captured,
             Ok(None) => return Err(Reason::NotCaptured),
             Err(error) => return Err(Reason::Lookup(error.kind())),

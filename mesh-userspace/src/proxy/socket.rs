@@ -58,6 +58,17 @@ pub(super) fn close_cleanly(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(None)
 }
 
+/// `SIOCATMARK` of x86-64 and AArch64 (asm-generic/sockios.h); the libc crate has none for Linux.
+const AT_MARK: libc::Ioctl = 0x8905;
+
+/// Whether the next byte is an urgent one, before which a read stops, whatever is behind it.
+fn is_at_mark(stream: &TcpStream) -> bool {
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one `int` to the pointer, which is to a live one.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), AT_MARK, &raw mut at_mark) };
+    result == 0 && at_mark != 0
+}
+
 /// Returns an IPv4-mapped address as IPv4.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -77,8 +88,9 @@ pub(super) fn shutdown(stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads once. A read that does not fill `buffer` has emptied the socket: claiming that it would block makes tokio
-/// wait for the next edge instead of asking once more in vain, which is what tokio does for reads by `&mut`.
+/// Reads once. A read that does not fill `buffer` has emptied the socket, unless it stopped before an urgent byte: claiming
+/// that it would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does
+/// for reads by `&mut`.
 pub(super) fn poll_read(
     stream: &TcpStream,
     cx: &mut Context<'_>,
@@ -89,7 +101,7 @@ pub(super) fn poll_read(
         let mut partial = None;
         let result = stream.try_io(Interest::READABLE, || {
             let count = recv(stream.as_fd().as_raw_fd(), buffer, MsgFlags::empty())?;
-            if (1..buffer.len()).contains(&count) {
+            if (1..buffer.len()).contains(&count) && !is_at_mark(stream) {
                 partial = Some(count);
                 return Err(io::ErrorKind::WouldBlock.into());
             }

@@ -1,6 +1,7 @@
 //! Sockets that the program bound before it connected: to a port, an address, a device.
 
-use mesh_tests::{host::Family, require_root};
+use mesh_tests::{fixture::serve, host::Family, meshnode::UNMANAGED, process::Process, require_root};
+use nix::sys::signal::Signal;
 
 use super::{BARE, ECHO, Ways, address, is_denied_for, is_echoed, text};
 
@@ -28,6 +29,28 @@ fn fixed_port_and_own_address_stay_what_they_are() {
             ways.end(2);
         }
     }
+}
+
+#[test]
+fn connection_from_the_same_port_to_elsewhere_on_loopback_takes_nothing_from_a_captured_one() {
+    require_root!();
+    let mut ways = Ways::new(Family::V4);
+    let _elsewhere = serve(&ways.mesh.a.host, UNMANAGED, BARE, &["echo"]);
+    let to = ways.to(ECHO);
+    let program = ways.program.to_str().expect("UTF-8").to_owned();
+    let words = [&program, "share-port", &text(to.ip()), &to.port().to_string(), "40006", &BARE.to_string()];
+    // The first connection is established and waits to be accepted while the second one is made.
+    ways.mesh.a.daemon().signal(Signal::SIGSTOP);
+    let host = &ways.mesh.a.host;
+    let mut running = Process::spawn(host.command("web", &words), &host.log_file("ways"));
+    running.wait_for_log("both are connected");
+    ways.mesh.a.daemon().signal(Signal::SIGCONT);
+    running.wait();
+    let log = running.log();
+    let said = serde_json::from_str(log.lines().last().unwrap_or_default())
+        .unwrap_or_else(|e| panic!("no JSON: {e}: {log}"));
+    is_echoed(&said, "share-port", to);
+    ways.end(1);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) const DB: &str = "10.9.9.9:5432";
 pub(super) struct Records(pub(super) Mutex<HashMap<SocketAddr, CapturedFlow>>);
 
 impl CapturedFlows for Records {
-    fn take(&self, _netns: u64, peer: SocketAddr) -> io::Result<Option<CapturedFlow>> {
+    fn take(&self, _netns: u64, peer: SocketAddr, _listener: u16) -> io::Result<Option<CapturedFlow>> {
         let record = self.0.lock().unwrap().remove(&peer);
         match &record {
             Some(record) if record.program == "panics" => panic!("a test of panics"),
