@@ -332,8 +332,8 @@ impl ProxyHandle {
     }
 
     /// How many connections to other meshnodes wait for their next flow.
-    pub fn pooled(&self) -> usize {
-        self.shared.pool.len()
+    pub fn waiting(&self) -> u64 {
+        self.shared.pool.len() as u64
     }
 
     /// Stops accepting, waits until `deadline` for the flows to end, cuts the rest, and returns how many that were.

@@ -1,8 +1,24 @@
 //! Logs: to stderr, as text or JSON, filtered by the configuration; the audit log is a target of its own.
+//!
+//! Once the daemon carries flows, lines go through a queue that a thread empties: whoever reads stderr and stalls (a full
+//! disk below journald) stalls no flow. What the queue has no room for is dropped, and counted.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal, Stderr},
+    sync::{Arc, OnceLock},
+};
 
-use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Registry,
+    fmt::{
+        self,
+        writer::{EitherWriter, MakeWriter},
+    },
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
 
 use crate::config::LogFormat;
 
@@ -25,27 +41,63 @@ pub enum TelemetryError {
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     filter: reload::Handle<EnvFilter, Registry>,
+    out: Out,
+}
+
+/// Lines that may wait: some 20 MiB of them.
+const QUEUE: usize = 64 * 1024;
+
+/// Standard error; through the queue once there is one.
+#[derive(Clone, Debug, Default)]
+struct Out(Arc<OnceLock<NonBlocking>>);
+
+impl MakeWriter<'_> for Out {
+    type Writer = EitherWriter<NonBlocking, Stderr>;
+
+    fn make_writer(&self) -> Self::Writer {
+        match self.0.get() {
+            Some(queue) => EitherWriter::A(queue.clone()),
+            None => EitherWriter::B(io::stderr()),
+        }
+    }
 }
 
 /// Sends the process's logs to stderr. Once in a process.
 pub fn init(filter: &str, format: LogFormat) -> Result<Telemetry, TelemetryError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let registry = tracing_subscriber::registry().with(filter);
+    let out = Out::default();
     let result = match format {
         LogFormat::Json => {
-            registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
+            registry.with(fmt::layer().json().flatten_event(true).with_writer(out.clone())).try_init()
         }
         LogFormat::Text => {
             let colours =
                 io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-            registry.with(fmt::layer().with_ansi(colours).with_writer(io::stderr)).try_init()
+            registry.with(fmt::layer().with_ansi(colours).with_writer(out.clone())).try_init()
         }
     };
     result.map_err(|_| TelemetryError::Twice)?;
-    Ok(Telemetry { filter: handle })
+    Ok(Telemetry { filter: handle, out })
 }
 
 impl Telemetry {
+    /// Starts the thread that empties the queue: call it when the calling thread has dropped its capabilities. What is queued
+    /// is written when the guard is dropped.
+    #[must_use]
+    pub fn queue(&self) -> WorkerGuard {
+        let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true);
+        let (queue, guard) = builder.thread_name("log").finish(io::stderr());
+        // Once in a process.
+        let _ = self.out.0.set(queue);
+        guard
+    }
+
+    /// How many lines there was no room for.
+    pub fn dropped(&self) -> u64 {
+        self.out.0.get().map_or(0, |queue| queue.error_counter().dropped_lines() as u64)
+    }
+
     /// Replaces the filter; on an error the old one stays.
     pub fn set_filter(&self, filter: &str) -> Result<(), TelemetryError> {
         self.filter.reload(parse(filter)?).map_err(|_| TelemetryError::Gone)
@@ -75,5 +127,32 @@ mod tests {
         let off = parse("info,audit=off").unwrap().to_string();
         assert!(off.contains("audit=off") && !off.contains("audit=info"), "{off}");
         assert!(matches!(parse("=x="), Err(TelemetryError::Filter { .. })));
+    }
+
+    /// Its standard error is a pipe that nobody reads.
+    #[test]
+    fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+        let mut floods = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "telemetry::tests::floods", "--ignored", "--nocapture", "--test-threads=1"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let unread = floods.stderr.take();
+        let said = floods.wait_with_output().unwrap();
+        drop(unread);
+        let said = String::from_utf8_lossy(&said.stdout);
+        assert!(said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "run by its twin with a pipe that nobody reads"]
+    fn floods() {
+        let telemetry = init("info", LogFormat::Text).unwrap();
+        let _guard = telemetry.queue();
+        let lines = 2 * QUEUE;
+        (0..lines).for_each(|nth| tracing::info!(target: AUDIT, nth, "a line of the audit log"));
+        let dropped = telemetry.dropped();
+        assert!(dropped > 0 && dropped < lines as u64, "{dropped}");
     }
 }

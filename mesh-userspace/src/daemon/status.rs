@@ -425,5 +425,7 @@ fn counters(daemon: &Daemon, kernel: &[(mesh_common::counter::Counter, u64)]) ->
     all.insert("flows_opened".into(), daemon.proxy().flows().opened());
     all.insert("outbound_failovers".into(), daemon.proxy().failovers());
     all.insert("flows_live".into(), daemon.proxy().flows().live());
+    all.insert("log_lines_dropped".into(), daemon.telemetry.dropped());
+    all.insert("connections_waiting".into(), daemon.proxy().waiting());
     all
 }

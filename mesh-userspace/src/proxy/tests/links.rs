@@ -26,8 +26,8 @@ async fn finish(client: &mut TcpStream, server: &mut TcpStream, what: &[u8]) {
 }
 
 /// Waits until the link of the last flow can carry the next one.
-async fn pooled(world: &World, count: usize) {
-    eventually("links wait for flows", || world.a.pooled() == count).await;
+async fn pooled(world: &World, count: u64) {
+    eventually("links wait for flows", || world.a.waiting() == count).await;
 }
 
 /// From where links to `b` come: a port for each.
@@ -74,7 +74,7 @@ async fn a_flow_that_ends_in_a_reset_takes_its_connection_along() {
     reset(client);
     assert_eq!(read_to_end(&mut server).await, (Vec::new(), true));
     world.idle().await;
-    assert_eq!(world.a.pooled(), 0);
+    assert_eq!(world.a.waiting(), 0);
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn a_pool_of_no_size_makes_a_connection_for_each_flow() {
         eventually("its flow ended", || world.b.flows().live() == 0).await;
     }
     assert_eq!(ports(&world).len(), 3);
-    assert_eq!(world.a.pooled(), 0);
+    assert_eq!(world.a.waiting(), 0);
     world.idle().await;
 }
 
@@ -201,7 +201,7 @@ async fn a_connection_whose_server_has_not_done_with_a_flow_does_not_carry_the_n
     within(client.write_all(&vec![1; 6 << 20])).await.unwrap();
     client.shutdown().await.unwrap();
     eventually("the caller's side has ended", || world.a.flows().live() == 0).await;
-    assert_eq!((world.b.flows().live(), world.a.pooled()), (1, 1));
+    assert_eq!((world.b.flows().live(), world.a.waiting()), (1, 1));
     exchange(&world, b"meanwhile").await;
     // Its end is the connection's.
     reset(server);
