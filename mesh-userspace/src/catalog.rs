@@ -44,6 +44,9 @@ pub struct Instance {
     /// Its share of a virtual IP's connections, compared with the service's other instances; at least 1.
     #[serde(default = "one")]
     pub weight: u32,
+    /// It is registered by a meshnode: a connection to it can carry one flow after another.
+    #[serde(default)]
+    pub meshnode: bool,
 }
 
 fn one() -> u32 {
@@ -174,6 +177,7 @@ mod tests {
             mesh: "10.0.0.2:21000".parse().unwrap(),
             health: InstanceHealth::Passing,
             weight: 1,
+            meshnode: true,
         }
     }
 

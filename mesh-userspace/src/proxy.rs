@@ -1,8 +1,8 @@
 //! The proxy: carries captured flows between programs and the mesh.
 //!
 //! ```text
-//! outbound:  program → listener → captured flow → decision → upstream (balance → dial → tls) → copy
-//! inbound:   mesh port → tls → decision → dial the program, or the external service → copy
+//! outbound:  program → listener → captured flow → decision → upstream (balance → pool, or dial and tls) → copy → pool
+//! inbound:   mesh port → tls → (decision → dial the program, or the external service → copy), again and again
 //! guard:     a protected port, dialled around the mesh → reset
 //! ```
 //!
@@ -13,12 +13,15 @@
 mod accept;
 mod audit;
 mod balance;
+mod buffer;
 mod copy;
 mod decision;
 mod flow;
 mod guard;
 mod inbound;
+mod link;
 mod outbound;
+mod pool;
 mod reason;
 mod socket;
 mod table;
@@ -38,6 +41,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use pool::Pool;
 use rustls::ProtocolVersion;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,13 +51,14 @@ pub(crate) use audit::RateLimit;
 pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
 pub use inbound::{Dial, External, InboundService, Program, Reached};
 pub use outbound::{CapturedFlow, CapturedFlows};
+pub use pool::PoolSettings;
 pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
 pub use socket::Keepalive;
 pub use table::{FlowTable, OpenFlow};
 
 use crate::{
     state::{Mesh, MeshState},
-    tls::TlsConfigs,
+    tls::{Client, Session, TlsConfigs},
 };
 
 /// Connections that may wait to be accepted on one listener; the kernel caps it at net.core.somaxconn.
@@ -69,6 +74,7 @@ pub struct ProxySettings {
     /// For a whole TLS handshake.
     pub handshake_timeout: Duration,
     pub keepalive: Keepalive,
+    pub pool: PoolSettings,
 }
 
 impl Default for ProxySettings {
@@ -77,6 +83,7 @@ impl Default for ProxySettings {
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             keepalive: Keepalive::default(),
+            pool: PoolSettings::default(),
         }
     }
 }
@@ -117,6 +124,9 @@ struct Shared {
     state: MeshState,
     captured: Arc<dyn CapturedFlows>,
     tls: TlsConfigs,
+    pool: Pool,
+    /// Ends what waits for a flow.
+    stop: CancellationToken,
     flows: Arc<FlowTable>,
     connections: TaskTracker,
     guard_log: audit::RateLimit,
@@ -137,20 +147,24 @@ pub fn start(
     captured: Arc<dyn CapturedFlows>,
     guard: Vec<std::net::TcpListener>,
 ) -> io::Result<ProxyHandle> {
+    let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         settings,
         state,
         captured,
         tls: TlsConfigs::default(),
+        pool: Pool::new(settings.pool),
+        stop: stop.child_token(),
         flows: Arc::default(),
         connections: TaskTracker::new(),
         guard_log: audit::RateLimit::per_second(10),
         refusal_log: audit::RateLimit::per_second(100),
         failovers: AtomicU64::new(0),
     });
-    let (listeners, stop) = (TaskTracker::new(), CancellationToken::new());
+    let listeners = TaskTracker::new();
     serve_guard(&shared, &listeners, guard, &stop)?;
     tokio::spawn(watch_policy(Arc::downgrade(&shared), shared.state.clone()));
+    tokio::spawn(close_idle(Arc::downgrade(&shared)));
     Ok(ProxyHandle {
         shared,
         inbound: Mutex::default(),
@@ -177,8 +191,10 @@ fn serve_guard(
     Ok(())
 }
 
+/// What it accepts inherits the options of its socket.
 fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
     std.set_nonblocking(true)?;
+    socket::prepare_local(&socket2::SockRef::from(&std))?;
     // std listens with a queue of 128, which a burst of connections overflows: the kernel drops SYNs, and programs wait
     // a second for the retransmission. listen(2) on a listening socket changes the queue's length.
     socket2::SockRef::from(&std).listen(BACKLOG)?;
@@ -202,7 +218,7 @@ impl ProxyHandle {
             let port = match given {
                 None if !ports.contains_key(&id) => return Err(InboundError::NoListener(id)),
                 None => None,
-                Some(std) => match listener(std).and_then(|bound| Ok((bound.local_addr()?, bound))) {
+                Some(std) => match self.mesh_port(std) {
                     Ok(bound) => Some(bound),
                     Err(source) => return Err(InboundError::Listener { id, source }),
                 },
@@ -315,11 +331,17 @@ impl ProxyHandle {
         self.shared.failovers.load(Ordering::Relaxed)
     }
 
+    /// How many connections to other meshnodes wait for their next flow.
+    pub fn pooled(&self) -> usize {
+        self.shared.pool.len()
+    }
+
     /// Stops accepting, waits until `deadline` for the flows to end, cuts the rest, and returns how many that were.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.stop.cancel();
         self.listeners.close();
         self.listeners.wait().await;
+        self.shared.pool.clear();
         let connections = &self.shared.connections;
         connections.close();
         if timeout(deadline, connections.wait()).await.is_ok() {
@@ -330,6 +352,12 @@ impl ProxyHandle {
             tracing::warn!(left = connections.len(), "connections did not end after they were cut");
         }
         cut
+    }
+
+    /// What a mesh port accepts comes from another host, which may vanish.
+    fn mesh_port(&self, std: std::net::TcpListener) -> io::Result<(SocketAddr, TcpListener)> {
+        socket::prepare(socket2::SockRef::from(&std), self.shared.settings.keepalive)?;
+        Ok((std.local_addr()?, listener(std)?))
     }
 
     fn serve_inbound(&self, target: inbound::Target, bound: TcpListener, address: SocketAddr) -> MeshPort {
@@ -358,6 +386,7 @@ async fn watch_policy(shared: std::sync::Weak<Shared>, state: MeshState) {
         let started = Instant::now();
         let mesh = Arc::clone(&state.load());
         shared.tls.retain(|name| mesh.leafs.contains_key(name));
+        shared.pool.retain(|client| is_current(client, &mesh));
         if grounds.as_ref().is_some_and(|grounds: &decision::Grounds| grounds.are_those_of(&mesh)) {
             // The catalog moved, or a leaf was renewed.
             continue;
@@ -370,6 +399,22 @@ async fn watch_policy(shared: std::sync::Weak<Shared>, state: MeshState) {
     }
 }
 
+/// Whether the mesh has not given the source another leaf since, or another trust bundle.
+fn is_current(client: &Client, mesh: &Mesh) -> bool {
+    let leaf = mesh.leafs.get(client.source());
+    leaf.zip(mesh.roots.as_ref()).is_some_and(|(leaf, roots)| client.is_for(leaf, roots))
+}
+
+/// Closes links that no flow has used for long, until the proxy is gone.
+async fn close_idle(shared: std::sync::Weak<Shared>) {
+    loop {
+        let Some(pause) = shared.upgrade().map(|shared| shared.pool.settings().idle / 4) else { return };
+        tokio::time::sleep(pause).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.pool.retain(|_| true);
+    }
+}
+
 impl Shared {
     /// Decides by the mesh of now. What is known of the flow must have been stored before: then a change of policy
     /// that this does not see sees the flow.
@@ -379,9 +424,9 @@ impl Shared {
     }
 
     /// Notes that bytes may flow now.
-    fn opened(&self, flow: &Flow, tls: &rustls::Connection) {
-        let version = match tls.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+    fn opened(&self, flow: &Flow, tls: &Session) {
+        let version = match tls.version() {
+            ProtocolVersion::TLSv1_2 => "TLS 1.2",
             _ => "TLS 1.3",
         };
         flow.set_tls(version);

@@ -4,7 +4,10 @@
 //! the catalog named). Whether an authenticated caller *may* connect is decided in `proxy`, for each connection.
 
 mod configs;
+pub mod handshake;
 mod peer_error;
+pub mod record;
+mod session;
 #[cfg(test)]
 pub(crate) mod test_pki;
 mod verify;
@@ -13,8 +16,9 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub use configs::{Accepting, Client, ConfigError, READY, TlsConfigs};
+pub use configs::{Accepting, Client, ConfigError, MESHNODE, TlsConfigs};
 pub use peer_error::{PeerError, refusal};
+pub use session::{Broken, Opened, Session};
 #[cfg(test)]
 pub(crate) use verify::testing_verify;
 pub use verify::{peer_id, spiffe_id};

@@ -105,6 +105,13 @@ impl Host {
         fs::read_to_string(self.space.path(inside)).unwrap_or_else(|e| panic!("read {inside}: {e}"))
     }
 
+    /// Makes `text` the host's `/etc/resolv.conf`. On many machines that is a link to what another mount holds.
+    #[track_caller]
+    pub fn resolv_conf(&self, text: &str) {
+        let _ = fs::remove_file(self.space.path("/etc/resolv.conf"));
+        self.write("/etc/resolv.conf", text);
+    }
+
     /// Makes `name` mean `address` in the host's `/etc/hosts`.
     #[track_caller]
     pub fn name_address(&self, name: &str, address: IpAddr) {

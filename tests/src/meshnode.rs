@@ -41,7 +41,7 @@ impl Meshnode {
         make_private(&node.host, TOKEN_FILE);
         // A cgroup that the daemon has not seen yet is denied until it has; not what most tests are about.
         for service in &node.config.services {
-            node.host.space().cgroup().child(&service.name);
+            node.host.space().cgroup().child(service.cgroup.as_ref().unwrap_or(&service.name));
         }
         node.host.space().cgroup().child(UNMANAGED);
         node

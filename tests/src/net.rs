@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     process::Command,
+    sync::atomic::{AtomicU8, Ordering::Relaxed},
 };
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Network {
     space: Space,
-    hosts: std::cell::Cell<u8>,
+    hosts: AtomicU8,
     options: Options,
 }
 
@@ -38,8 +39,7 @@ impl Network {
     /// Makes a host and joins it. Its interface is `eth0`; the router is its default gateway.
     #[track_caller]
     pub fn host(&self, name: &str) -> Host {
-        let n = self.hosts.get().checked_add(1).expect("fewer than 256 hosts");
-        self.hosts.set(n);
+        let n = self.hosts.fetch_add(1, Relaxed).checked_add(1).expect("fewer than 256 hosts");
         let space = Space::new(name, self.options);
         let (port, pid) = (port_of(n), space.pid());
         self.ip(&format!(

@@ -3,14 +3,17 @@
 //! Data flow: `stage` (two pairs of hosts, one without daemons) → `outcome` (what a run came to) → `report` (what differs,
 //! and whether that is known, and why).
 
+pub mod cpython_suite;
 pub mod outcome;
 pub mod redis_suite;
 pub mod report;
+pub mod same_host;
 pub mod stage;
 
 pub use self::{
     outcome::Outcome,
     report::{Difference, Report},
+    same_host::SameHost,
     stage::{Ends, Stage},
 };
 

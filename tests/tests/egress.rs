@@ -396,8 +396,7 @@ fn names_of_the_list_are_resolved_and_reached_and_no_others_leave_the_host() {
     let host = &outside.mesh.a.host;
     let system = Dnsmasq::start(host, "", RESOLVER, &outside.x.v4.to_string());
     let accomplice = Dnsmasq::start(&outside.y, "", &outside.y.v4.to_string(), &outside.y.v4.to_string());
-    let _ = std::fs::remove_file(host.space().path("/etc/resolv.conf"));
-    host.write("/etc/resolv.conf", &format!("nameserver {RESOLVER}\n"));
+    host.resolv_conf(&format!("nameserver {RESOLVER}\n"));
     let (x, y) = (format!("{}:{LISTED}", outside.x.v4), format!("{}:{LISTED}", outside.y.v4));
     // An address means nothing before somebody said that it is the name's.
     assert_eq!(outside.dial("web", &x)["error"], "EPERM");

@@ -31,15 +31,8 @@ fn scene(sections: &str) -> Names {
     let mesh = scene.start();
     let _db = serve(&mesh.b.host, "db", 5432, &["echo"]);
     let system = Dnsmasq::start(&mesh.a.host, "", SYSTEM, "192.0.2.10");
-    resolv_conf(&mesh.a.host, &format!("nameserver {SYSTEM}\noptions timeout:2 attempts:2\n"));
+    mesh.a.host.resolv_conf(&format!("nameserver {SYSTEM}\noptions timeout:2 attempts:2\n"));
     Names { mesh, system, _db }
-}
-
-/// On many machines it is a link to what another mount holds.
-#[track_caller]
-fn resolv_conf(host: &Host, text: &str) {
-    let _ = std::fs::remove_file(host.space().path("/etc/resolv.conf"));
-    host.write("/etc/resolv.conf", text);
 }
 
 /// The virtual IPs of `db` as `web` resolves it, once the mesh knows it, and that it is healthy.
@@ -97,12 +90,12 @@ fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
     let six = addresses(&host.run("web", &["getent", "ahostsv6", "db.mesh"]).ok());
     assert!(six.len() == 1 && six[0].starts_with("fd6d:6573:6800:"), "{six:?}");
     // A resolver that asks over TCP alone.
-    resolv_conf(host, &format!("nameserver {SYSTEM}\noptions use-vc\n"));
+    host.resolv_conf(&format!("nameserver {SYSTEM}\noptions use-vc\n"));
     assert_eq!(getent("web", "db.mesh"), [db.as_str()]);
     assert_eq!(getent("web", PLAIN), ["192.0.2.10"]);
     assert_eq!(getent("web", BIG).len(), BIG_COUNT);
     // What the search path makes of a name is not ours.
-    resolv_conf(host, &format!("search search.test\nnameserver {SYSTEM}\noptions ndots:3\n"));
+    host.resolv_conf(&format!("search search.test\nnameserver {SYSTEM}\noptions ndots:3\n"));
     assert_eq!(getent("web", "db.mesh"), ["192.0.2.77"]);
     assert!(system.server.log().contains("db.mesh.search.test"), "{}", system.server.log());
     // Python's own way into the C library.
@@ -254,7 +247,7 @@ fn a_static_musl_program_resolves_like_all_others() {
     let resolve = |cgroup, name| host.run(cgroup, &[program, name]).ok();
     // Two servers that answer the same: musl asks both at once.
     let _second = Dnsmasq::start(&mesh.b.host, "", &mesh.b_address(), "192.0.2.10");
-    resolv_conf(host, &format!("nameserver {SYSTEM}\nnameserver {}\n", mesh.b_address()));
+    host.resolv_conf(&format!("nameserver {SYSTEM}\nnameserver {}\n", mesh.b_address()));
     assert_eq!(resolve("web", "db.mesh").trim(), db);
     assert_eq!(resolve("web", PLAIN).trim(), "192.0.2.10");
     assert_eq!(resolve("unmanaged", "db.mesh").trim(), NOT_THE_MESH);

@@ -159,6 +159,8 @@ pub struct Service {
     /// `virtual` and `consul-virtual`, which are no instance's.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// Consul Enterprise 1.11 and later.
@@ -259,11 +261,17 @@ pub struct Registration {
     pub port: u16,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tagged_addresses: BTreeMap<&'static str, TaggedAddress>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<&'static str, &'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<TtlCheck>,
 }
+
+/// The key in an mTLS end's metadata that says that it is a meshnode's, and its value: the version of what two of them
+/// speak (see [`MESHNODE`](crate::tls::MESHNODE)).
+pub const SPEAKS: (&str, &str) = ("meshnode", "1");
 
 /// A check that its owner reports; it is critical when no report came for the time to live.
 #[derive(Clone, Debug, PartialEq, Serialize)]

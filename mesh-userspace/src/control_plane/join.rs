@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    api::{CONNECT_PROXY, Check, HealthEntry, Node, Service},
+    api::{CONNECT_PROXY, Check, HealthEntry, Node, SPEAKS, Service},
     settings::Tenancy,
 };
 use crate::{
@@ -99,6 +99,7 @@ fn instance(
         mesh,
         health: health(&program.checks, &end.checks),
         weight: weight(program),
+        meshnode: end.service.meta.get(SPEAKS.0).is_some_and(|version| version == SPEAKS.1),
     };
     let passing = passes(&program.checks) && passes(&end.checks);
     let others = further_addresses(&program.service, &program.node, own_node).filter(|other| *other != main);

@@ -74,6 +74,7 @@ mod tests {
             mesh: "10.0.0.2:21000".parse().unwrap(),
             health: InstanceHealth::Passing,
             weight: 1,
+            meshnode: true,
         }
     }
 

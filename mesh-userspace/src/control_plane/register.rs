@@ -11,7 +11,7 @@ use futures_util::future::select_all;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    api::{CONNECT_PROXY, CheckUpdate, Proxy, Registration, TaggedAddress, TtlCheck},
+    api::{CONNECT_PROXY, CheckUpdate, Proxy, Registration, SPEAKS, TaggedAddress, TtlCheck},
     cache::Item,
     client::{ApiError, ErrorKind, escape},
     link::Part,
@@ -52,6 +52,7 @@ fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2]
             address: listens.address.ip().to_string(),
             port: listens.address.port(),
             tagged_addresses: tagged_addresses(listens),
+            meta: BTreeMap::new(),
             proxy: None,
         },
         Registration {
@@ -62,6 +63,7 @@ fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2]
             address: listens.mesh.ip().to_string(),
             port: listens.mesh.port(),
             tagged_addresses: BTreeMap::new(),
+            meta: [SPEAKS].into(),
             proxy: Some(Proxy {
                 destination_service_name: service.name.to_string(),
                 destination_service_id: service.id.clone(),

@@ -6,11 +6,12 @@ use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -33,7 +34,7 @@ pub struct Whereabouts(Arc<Known>);
 struct Known {
     /// `None`: everybody is taken to be in the host's namespace.
     visitor: Option<Visitor>,
-    places: Mutex<BTreeMap<ServiceName, Places>>,
+    places: ArcSwap<BTreeMap<ServiceName, Arc<Places>>>,
     moved: Notify,
 }
 
@@ -74,16 +75,15 @@ impl Whereabouts {
 
     /// Replaces all that is known.
     pub fn set(&self, places: BTreeMap<ServiceName, Places>) {
-        let mut known = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != places {
-            *known = places;
+        let places = places.into_iter().map(|(service, places)| (service, Arc::new(places))).collect();
+        if **self.0.places.load() != places {
+            self.0.places.store(Arc::new(places));
             self.0.moved.notify_waiters();
         }
     }
 
-    fn of(&self, service: &ServiceName) -> Places {
-        let known = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(service).cloned().unwrap_or_default()
+    fn of(&self, service: &ServiceName) -> Arc<Places> {
+        self.0.places.load().get(service).cloned().unwrap_or_default()
     }
 }
 

@@ -81,6 +81,7 @@ mod tests {
             mesh: "10.0.0.2:21000".parse().unwrap(),
             health: InstanceHealth::Passing,
             weight: 1,
+            meshnode: true,
         };
         Placed { instance: Arc::new(instance), load: Arc::new(Load::default()), own: false }
     }

@@ -2,96 +2,110 @@
 //!
 //! | one side | the other side sees |
 //! |---|---|
-//! | program sends FIN | `close_notify`, then FIN; the other direction goes on |
-//! | peer sends `close_notify` | FIN; the other direction goes on |
+//! | program sends FIN | `close_notify`, then FIN (between meshnodes: END); the other direction goes on |
+//! | peer sends `close_notify` (between meshnodes: END) | FIN; the other direction goes on |
 //! | either resets, or vanishes (keepalive) | reset, after what it had sent before, as far as that fits now |
-//! | peer's TCP ends without `close_notify` | reset: a stream cut short must not look complete |
+//! | peer's TCP ends without `close_notify` or END | reset: a stream cut short must not look complete |
 //!
-//! One task serves both directions, with one pass over each byte beyond what rustls does: a socket is read into the
-//! thread's scratch buffer, and only what the other socket will not take now is kept with the flow. An idle flow
-//! holds no buffer.
+//! One task serves both directions. A byte is moved by the kernel into a buffer of the thread, by the cipher into another
+//! one, and by the kernel out of that; what a socket will not take now waits where it is. An idle flow holds no buffer.
 
 use std::{
-    cell::RefCell,
     future::Future,
-    io::{self, Read, Write},
-    os::fd::{AsFd, AsRawFd},
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
-use nix::sys::socket::{MsgFlags, recv};
-use rustls::Connection;
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
 };
 
-use super::{flow::Flow, reason::Reason, socket};
-use crate::tls::refusal;
+use super::{
+    buffer::{BATCH, Buffer},
+    flow::Flow,
+    link::{self, Link, Word},
+    reason::Reason,
+    socket::{pending_error, poll_read, poll_write, shutdown},
+};
+use crate::tls::{Opened, Session, record};
 
-/// What one read of a socket may bring.
-const READ: usize = 64 * 1024;
-/// What one read may decrypt to, together with the record of which rustls already holds a part.
-const PLAIN: usize = READ + 32 * 1024;
 /// Rounds of both directions before other flows of the thread get their turn: about a mebibyte each way.
 const ROUNDS: usize = 16;
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { wire: Vec::new(), plain: Vec::new() }) };
+/// Which end of the link this is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Caller,
+    Server,
 }
 
-/// Buffers that live during one poll only; nothing of a flow stays in them.
-struct Scratch {
-    wire: Vec<u8>,
-    plain: Vec<u8>,
+/// What there is to do before bytes are copied.
+pub(super) struct Start {
+    pub(super) role: Role,
+    /// What the first record to the mesh is, if no data of a flow already open.
+    pub(super) word: Option<Word>,
+    /// What of the peer's the program is to get first.
+    pub(super) first: Option<Buffer>,
 }
 
-impl Scratch {
-    fn with<R>(use_them: impl FnOnce(&mut [u8], &mut [u8]) -> R) -> R {
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.wire.resize(READ, 0);
-            scratch.plain.resize(PLAIN, 0);
-            use_them(&mut scratch.wire, &mut scratch.plain)
-        })
-    }
-}
-
-/// Copies until both directions are closed, or until the first error, which the caller passes on as a reset.
+/// Copies until both directions are closed, or until the first error, which the caller passes on as a reset. Between
+/// meshnodes the link may then carry the next flow.
 pub(super) async fn copy(
     program: &TcpStream,
-    mesh: &TcpStream,
-    tls: &mut Connection,
+    link: &mut Link,
     flow: &Flow,
+    start: Start,
 ) -> Result<(), Reason> {
-    // What is written is sent before more is read: the bound is the scratch buffer.
-    tls.set_buffer_limit(None);
+    let Link { socket: mesh, tls, received, settled, trial, .. } = link;
+    let meshnode = tls.is_meshnode;
+    *settled = false;
     let mut copy = Copy {
         program,
         mesh,
         tls,
         flow,
+        meshnode,
+        role: start.role,
+        settled,
+        trial,
+        word: start.word,
         outgoing: Outgoing::Open,
-        incoming: Incoming::Open { handshake_leftover: true },
-        unwritten: Vec::new(),
-        written: 0,
+        incoming: Incoming::Open { unopened: true },
+        sealed: None,
+        received,
+        plain: None,
         failed: None,
         program_lost: None,
         mesh_lost: None,
     };
+    if let Some(first) = start.first {
+        copy.deliver(first);
+    }
     std::future::poll_fn(|cx| copy.poll(cx)).await
 }
 
 struct Copy<'a> {
     program: &'a TcpStream,
     mesh: &'a TcpStream,
-    tls: &'a mut Connection,
+    tls: &'a mut Session,
     flow: &'a Flow,
+    meshnode: bool,
+    role: Role,
+    settled: &'a mut bool,
+    trial: &'a mut Option<Instant>,
+    /// What the next record to the mesh is, if not data.
+    word: Option<Word>,
     outgoing: Outgoing,
     incoming: Incoming,
-    /// Decrypted bytes that the program did not take yet: `unwritten[written..]`.
-    unwritten: Vec<u8>,
-    written: usize,
+    /// Sealed records that the mesh did not take yet.
+    sealed: Option<Buffer>,
+    /// Ciphertext that is not opened yet.
+    received: &'a mut Option<Buffer>,
+    /// Decrypted bytes that the program did not take yet.
+    plain: Option<Buffer>,
     /// A side could not be written to. It may have sent something before it went: that is still passed on, without
     /// waiting for anybody, and then the flow ends for this reason.
     failed: Option<Reason>,
@@ -103,9 +117,9 @@ struct Copy<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outgoing {
     Open,
-    /// The program sent FIN; `close_notify` is under way.
+    /// The program sent FIN; the word that says so is under way.
     Closing,
-    /// FIN was sent to the peer.
+    /// The peer was told.
     Closed,
     /// The peer does not take anything any more.
     Failed,
@@ -115,10 +129,10 @@ enum Outgoing {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Incoming {
     Open {
-        /// rustls may hold bytes of the program that came together with the handshake.
-        handshake_leftover: bool,
+        /// Something may have come before this flow began to copy.
+        unopened: bool,
     },
-    /// The peer sent `close_notify`; the program may still have to take bytes.
+    /// The peer has sent all; the program may still have to take bytes.
     Closing,
     /// FIN was sent to the program.
     Closed,
@@ -158,7 +172,7 @@ impl Copy<'_> {
     /// Of what a lost side shows when it is read and what it showed when it was written to, the one that says more.
     fn cause(&mut self, reason: Reason) -> Reason {
         match reason {
-            Reason::RefusedByPeer(_) => reason,
+            Reason::RefusedByPeer(_) | Reason::NotReady => reason,
             other => self.failed.take().unwrap_or(other),
         }
     }
@@ -168,17 +182,16 @@ impl Copy<'_> {
         if matches!(self.outgoing, Outgoing::Closed | Outgoing::Failed) {
             return Ok(false);
         }
-        let mut moved = false;
-        // Also what rustls itself has to say: alerts, answers to key updates.
-        while self.tls.wants_write() {
-            match self.send_records(cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(error)) => return Ok(self.cannot_send(&error)),
-                Poll::Pending => return Ok(moved),
-            }
+        self.tls.renew().map_err(|e| link::broken(&e))?;
+        let mut moved = self.sealed.is_some() || !self.tls.owed.is_empty();
+        match self.flush(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Ok(self.cannot_send(&error)),
+            Poll::Pending => return Ok(false),
         }
         if self.outgoing == Outgoing::Closing {
-            return match shutdown(self.mesh) {
+            // Between meshnodes the connection goes on.
+            return match if self.meshnode { Ok(()) } else { shutdown(self.mesh) } {
                 Ok(()) => {
                     self.outgoing = Outgoing::Closed;
                     Ok(true)
@@ -186,23 +199,100 @@ impl Copy<'_> {
                 Err(error) => Ok(self.cannot_send(&error)),
             };
         }
-        Scratch::with(|_, plain| match poll_read(self.program, cx, &mut plain[..READ]) {
-            Poll::Pending => Ok(moved),
+        let mut plain = Buffer::take();
+        let most = BATCH * self.most();
+        match poll_read(self.program, cx, &mut plain.all()[..most]) {
+            Poll::Pending => {
+                // The peer is to know of the flow before the program says anything.
+                if self.word.is_some() {
+                    self.seal(&[])?;
+                    moved = true;
+                }
+                Ok(moved)
+            }
             Poll::Ready(Err(error)) => Err(Reason::ProgramReset(error.kind())),
             Poll::Ready(Ok(0)) => {
                 if let Some(reason) = self.failed.take() {
                     return Err(reason);
                 }
-                self.tls.send_close_notify();
-                self.outgoing = Outgoing::Closing;
+                // A flow that is not opened yet is opened first; its end is read once more.
+                if self.word.is_none() {
+                    self.outgoing = Outgoing::Closing;
+                    let last = self.role == Role::Server && self.incoming == Incoming::Closed;
+                    *self.settled |= last;
+                    self.word = self.meshnode.then_some(if last { Word::EndLast } else { Word::End });
+                }
+                if self.meshnode {
+                    self.seal(&[])?
+                } else {
+                    self.tls.close().map_err(|e| link::broken(&e))?
+                }
                 Ok(true)
             }
             Poll::Ready(Ok(count)) => {
-                self.tls.writer().write_all(&plain[..count]).map_err(|e| Reason::BrokenTls(e.to_string()))?;
+                // It has acknowledged all along.
+                if self.trial.is_some_and(|until| until < Instant::now()) {
+                    link::end_trial(self.mesh, self.trial);
+                }
+                self.seal(&plain.all()[..count])?;
                 self.flow.add_out(count);
                 Ok(true)
             }
-        })
+        }
+    }
+
+    /// The most of the program's bytes in one record.
+    fn most(&self) -> usize {
+        record::MOST - usize::from(self.meshnode)
+    }
+
+    /// Seals `data` in records, or a record without data if there is none, and sends what the mesh takes now.
+    fn seal(&mut self, data: &[u8]) -> Result<(), Reason> {
+        debug_assert!(self.sealed.is_none() && self.tls.owed.is_empty(), "records are sent in their order");
+        let (mut sealed, mut filled, mut left) = (Buffer::take(), 0, data);
+        loop {
+            let (now, later) = left.split_at(left.len().min(self.most()));
+            let word = self.word.take().unwrap_or(Word::Data) as u8;
+            let trailer = if self.meshnode { &[word][..] } else { &[] };
+            let length =
+                self.tls.seal(now, trailer, &mut sealed.all()[filled..]).map_err(|e| link::broken(&e))?;
+            filled += length;
+            left = later;
+            if left.is_empty() {
+                break;
+            }
+        }
+        sealed.hold(0, filled);
+        while !sealed.is_empty() {
+            match self.mesh.try_write(&sealed) {
+                Ok(count) => sealed.consume(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.sealed = Some(sealed);
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.cannot_send(&error);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is sealed, in the order in which it was.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(sealed) = &mut self.sealed {
+            while !sealed.is_empty() {
+                let count = ready!(poll_write(self.mesh, cx, sealed))?;
+                sealed.consume(count);
+            }
+            self.sealed = None;
+        }
+        while !self.tls.owed.is_empty() {
+            let count = ready!(poll_write(self.mesh, cx, &self.tls.owed))?;
+            self.tls.owed.drain(..count);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn cannot_send(&mut self, error: &io::Error) -> bool {
@@ -223,34 +313,42 @@ impl Copy<'_> {
             return Ok(false);
         }
         let mut moved = false;
-        while self.written < self.unwritten.len() {
-            match poll_write(self.program, cx, &self.unwritten[self.written..]) {
-                Poll::Ready(Ok(count)) => self.written += count,
+        while let Some(plain) = &mut self.plain {
+            match poll_write(self.program, cx, plain) {
+                Poll::Ready(Ok(count)) => plain.consume(count),
                 Poll::Ready(Err(error)) => return Ok(self.cannot_deliver(&error)),
                 Poll::Pending => return Ok(moved),
             }
+            if plain.is_empty() {
+                self.plain = None;
+            }
             moved = true;
         }
-        (self.unwritten, self.written) = (Vec::new(), 0);
         match self.incoming {
             Incoming::Closing => self.finish_receiving(),
-            Incoming::Open { handshake_leftover: true } => {
-                self.incoming = Incoming::Open { handshake_leftover: false };
-                Scratch::with(|_, plain| {
-                    let filled = self.take_plaintext(plain)?;
-                    self.deliver(&plain[..filled]);
-                    Ok(true)
-                })
+            Incoming::Open { unopened: true } => {
+                self.incoming = Incoming::Open { unopened: false };
+                let wire = self.received.take().unwrap_or_else(Buffer::take);
+                self.open(wire)?;
+                Ok(true)
             }
-            _ => Scratch::with(|wire, plain| match poll_read(self.mesh, cx, wire) {
-                Poll::Pending => Ok(moved),
-                Poll::Ready(Err(error)) => Err(Reason::PeerReset(error.kind())),
-                Poll::Ready(Ok(count)) => {
-                    let filled = self.decrypt(&wire[..count], plain)?;
-                    self.deliver(&plain[..filled]);
-                    Ok(true)
+            _ => {
+                let mut wire = self.received.take().unwrap_or_else(Buffer::take);
+                match poll_read(self.mesh, cx, wire.room()) {
+                    Poll::Pending => {
+                        *self.received = (!wire.is_empty()).then_some(wire);
+                        Ok(moved)
+                    }
+                    Poll::Ready(Err(error)) => Err(Reason::PeerReset(error.kind())),
+                    Poll::Ready(Ok(0)) => Err(Reason::Truncated),
+                    Poll::Ready(Ok(count)) => {
+                        link::end_trial(self.mesh, self.trial);
+                        wire.fill(count);
+                        self.open(wire)?;
+                        Ok(true)
+                    }
                 }
-            }),
+            }
         }
     }
 
@@ -268,73 +366,67 @@ impl Copy<'_> {
         }
     }
 
-    /// Decrypts what came from the mesh (nothing: its TCP ended) into `plain`; returns how much that is.
-    fn decrypt(&mut self, mut wire: &[u8], plain: &mut [u8]) -> Result<usize, Reason> {
-        let mut filled = 0;
-        loop {
-            let last = wire.is_empty();
-            // Takes 4 KiB or up to the end of a record, so that what it decrypts to fits in `plain`.
-            self.tls.read_tls(&mut wire).map_err(|e| Reason::BrokenTls(e.to_string()))?;
-            if let Err(error) = self.tls.process_new_packets() {
-                return Err(self.broken(&error));
-            }
-            filled += self.take_plaintext(&mut plain[filled..])?;
-            if last || wire.is_empty() || self.incoming == Incoming::Closing {
-                return Ok(filled);
-            }
-        }
-    }
-
-    /// Moves what rustls has decrypted into `plain`; notes the end of the stream.
-    fn take_plaintext(&mut self, plain: &mut [u8]) -> Result<usize, Reason> {
-        let mut filled = 0;
-        loop {
-            match self.tls.reader().read(&mut plain[filled..]) {
-                Ok(0) => {
-                    self.incoming = Incoming::Closing;
-                    return Ok(filled);
+    /// Opens the records in `wire` and delivers what they hold; the first part of one waits for the rest of it.
+    fn open(&mut self, mut wire: Buffer) -> Result<(), Reason> {
+        // Plaintext is shorter than its records, so that it has room.
+        let (mut plain, mut filled) = (Buffer::take(), 0);
+        while matches!(self.incoming, Incoming::Open { .. }) {
+            match self.tls.open(&wire, &mut plain.all()[filled..]) {
+                Ok(None) => break,
+                Ok(Some((held, length))) => {
+                    wire.consume(length);
+                    match held {
+                        Opened::Data(length) if self.meshnode => {
+                            let (word, length) = link::word(&plain.all()[filled..], length)?;
+                            let said = &plain.all()[filled..filled + length];
+                            match word {
+                                Word::Data => {}
+                                Word::End => self.incoming = Incoming::Closing,
+                                Word::EndLast if self.role == Role::Caller => {
+                                    *self.settled = true;
+                                    self.incoming = Incoming::Closing;
+                                }
+                                Word::Refused => return Err(link::refused(said)),
+                                _ => return Err(link::out_of_turn()),
+                            }
+                            filled += length;
+                        }
+                        Opened::Data(length) => filled += length,
+                        Opened::Nothing => {}
+                        Opened::CloseNotify => self.incoming = Incoming::Closing,
+                    }
                 }
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(filled),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(Reason::Truncated),
-                Err(error) => return Err(Reason::BrokenTls(error.to_string())),
+                Err(error) => {
+                    self.tls.abort(&error);
+                    // A last attempt to tell the peer why; the reset follows anyway.
+                    if self.sealed.is_none() {
+                        let _ = self.mesh.try_write(&self.tls.owed);
+                    }
+                    return Err(link::broken(&error));
+                }
             }
         }
+        *self.received = (!wire.is_empty()).then_some(wire);
+        plain.hold(0, filled);
+        self.deliver(plain);
+        Ok(())
     }
 
     /// Writes to the program what it takes now, and keeps the rest.
-    fn deliver(&mut self, mut plain: &[u8]) {
+    fn deliver(&mut self, mut plain: Buffer) {
+        debug_assert!(self.plain.is_none(), "the program gets bytes in their order");
         self.flow.add_in(plain.len());
         while !plain.is_empty() {
-            match self.program.try_write(plain) {
-                Ok(count) => plain = &plain[count..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            match self.program.try_write(&plain) {
+                Ok(count) => plain.consume(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.plain = Some(plain);
+                    return;
+                }
                 Err(error) => {
                     self.cannot_deliver(&error);
                     return;
                 }
-            }
-        }
-        self.unwritten.extend_from_slice(plain);
-    }
-
-    /// A last attempt to tell the peer why; the reset follows anyway.
-    fn broken(&mut self, error: &rustls::Error) -> Reason {
-        let _best_effort = self.tls.write_tls(&mut Socket(self.mesh));
-        match error {
-            rustls::Error::AlertReceived(alert) => Reason::RefusedByPeer(refusal(*alert)),
-            other => Reason::BrokenTls(other.to_string()),
-        }
-    }
-
-    fn send_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            match self.tls.write_tls(&mut Socket(self.mesh)) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.mesh.poll_write_ready(cx))?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
@@ -342,13 +434,14 @@ impl Copy<'_> {
     /// A socket that is not being read now, because the other one is full or because it has nothing more to say,
     /// would not tell that its other end has died: ask for errors alone.
     fn watch_unread(&mut self, cx: &mut Context<'_>) -> Result<(), Reason> {
-        let program_unread = self.outgoing != Outgoing::Open || self.tls.wants_write();
+        let unsent = self.sealed.is_some() || !self.tls.owed.is_empty();
+        let program_unread = self.outgoing != Outgoing::Open || unsent;
         if program_unread && lost(&mut self.program_lost, self.program, cx) {
-            return Err(Reason::ProgramReset(socket_error(self.program)));
+            return Err(Reason::ProgramReset(pending_error(self.program)));
         }
-        let mesh_unread = !matches!(self.incoming, Incoming::Open { .. }) || !self.unwritten.is_empty();
+        let mesh_unread = !matches!(self.incoming, Incoming::Open { .. }) || self.plain.is_some();
         if mesh_unread && lost(&mut self.mesh_lost, self.mesh, cx) {
-            return Err(Reason::PeerReset(socket_error(self.mesh)));
+            return Err(Reason::PeerReset(pending_error(self.mesh)));
         }
         Ok(())
     }
@@ -357,67 +450,4 @@ impl Copy<'_> {
 fn lost<'a>(watch: &mut Option<Lost<'a>>, stream: &'a TcpStream, cx: &mut Context<'_>) -> bool {
     let watch = watch.get_or_insert_with(|| Box::pin(stream.ready(Interest::ERROR)));
     watch.as_mut().poll(cx).is_ready()
-}
-
-fn socket_error(stream: &TcpStream) -> io::ErrorKind {
-    let pending = stream.take_error().ok().flatten();
-    pending.map_or(io::ErrorKind::ConnectionReset, |error| error.kind())
-}
-
-/// Sends FIN. A socket that the other end has already reset reports that where it is read or written.
-fn shutdown(stream: &TcpStream) -> io::Result<()> {
-    match socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write) {
-        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Reads once. A read that does not fill `buffer` has emptied the socket, unless it stopped before an urgent byte: claiming
-/// that it would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does
-/// for reads by `&mut`.
-fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_read_ready(cx))?;
-        let mut partial = None;
-        let result = stream.try_io(Interest::READABLE, || {
-            let count = recv(stream.as_fd().as_raw_fd(), buffer, MsgFlags::empty())?;
-            if (1..buffer.len()).contains(&count) && !socket::is_at_mark(stream) {
-                partial = Some(count);
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(count)
-        });
-        match (partial, result) {
-            (Some(count), _) => return Poll::Ready(Ok(count)),
-            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            (None, result) => return Poll::Ready(result),
-        }
-    }
-}
-
-fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    loop {
-        match stream.try_write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
-            result => return Poll::Ready(result),
-        }
-    }
-}
-
-/// What rustls writes to: the socket, without waiting.
-struct Socket<'a>(&'a TcpStream);
-
-impl Write for Socket<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(parts)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

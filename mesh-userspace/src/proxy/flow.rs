@@ -150,6 +150,10 @@ impl Flow {
         self.upstream.set(address).expect("invariant: a flow connects once");
     }
 
+    pub(super) fn upstream(&self) -> Option<SocketAddr> {
+        self.upstream.get().copied()
+    }
+
     pub(super) fn set_tls(&self, version: &'static str) {
         self.tls.set(version).expect("invariant: a flow has one handshake");
     }

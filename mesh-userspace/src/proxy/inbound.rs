@@ -2,29 +2,33 @@
 //! gateway: authenticate, authorize, dial the program, copy.
 
 use std::{
-    fmt,
-    io::{self, Write as _},
+    fmt, io,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use rustls::server::Acceptor;
+use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared, copy, decision,
+    Shared,
+    copy::{self, Role, Start},
+    decision,
     flow::{Direction, Flow, FlowStart, Origin},
+    link::{Beginning, Link, Refusal, Word},
     reason::Reason,
     socket,
 };
 use crate::{
-    identity::ServiceName,
-    tls::{self, Accepting, PeerError, READY},
+    identity::{Roots, ServiceName, SpiffeId},
+    tls::{
+        self, Accepting, PeerError,
+        handshake::{self, Chain},
+    },
 };
 
 /// A service that this host takes mTLS for, and its mesh port.
@@ -103,79 +107,167 @@ pub(super) struct Target {
     pub(super) program: Program,
 }
 
-/// Serves one connection to a mesh port.
+/// Serves one connection to a mesh port: one flow, or, between meshnodes, one after another.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     target: Arc<ArcSwap<Target>>,
     mesh: TcpStream,
     peer: SocketAddr,
 ) {
-    let target = target.load_full();
-    let flow = shared.flows.open(FlowStart {
-        direction: Direction::Inbound,
-        peer,
-        destination: Some(target.name.clone()),
-        dialled: mesh.local_addr().ok().map(socket::canonical),
-    });
-    let outcome = tokio::select! {
+    let dialled = mesh.local_addr().ok().map(socket::canonical);
+    let open = |target: &Target| {
+        shared.flows.open(FlowStart {
+            direction: Direction::Inbound,
+            peer,
+            destination: Some(target.name.clone()),
+            dialled,
+        })
+    };
+    let mut to = target.load_full();
+    let mut flow = open(&to);
+    let authenticated = tokio::select! {
         biased;
         reason = flow.was_cut() => Err(reason),
-        outcome = carry(&shared, &target, mesh, &flow) => outcome,
+        caller = authenticate(&shared, &to, mesh) => caller,
     };
-    shared.end(flow, outcome);
+    let mut caller = match authenticated {
+        Ok(caller) => caller,
+        Err(reason) => return shared.end(flow, Err(reason)),
+    };
+    loop {
+        let outcome = tokio::select! {
+            biased;
+            reason = flow.was_cut() => Err(reason),
+            outcome = carry(&shared, &to, &mut caller, &flow) => outcome,
+        };
+        let goes_on = outcome.is_ok() && caller.link.tls.is_meshnode;
+        if let Err(reason) = &outcome
+            && let Some(refusal) = refusal(reason)
+        {
+            caller.refuse(refusal).await;
+        }
+        shared.end(flow, outcome);
+        if !goes_on {
+            return;
+        }
+        caller.next = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            next = caller.link.next_flow() => match next {
+                Ok(next) => Some(next),
+                // The caller has no further use for it.
+                Err(_) => return,
+            },
+        };
+        to = target.load_full();
+        flow = open(&to);
+    }
 }
 
-async fn carry(shared: &Shared, target: &Target, mesh: TcpStream, flow: &Flow) -> Result<(), Reason> {
-    let (mesh, mut tls) = handshake(shared, target, mesh).await?;
-    let peer = tls::peer_id(&tls).map_err(Reason::Peer)?;
-    shared.with_mesh(|mesh| decision::same_namespace(mesh, &peer, &target.name))?;
+/// An authenticated peer.
+struct Caller {
+    link: Link,
+    id: SpiffeId,
+    chain: Chain,
+    /// What the chain was verified against, and when.
+    roots: Arc<Roots>,
+    verified: Instant,
+    /// The flow that it has opened; `None`: it has not been waited for yet.
+    next: Option<Beginning>,
+}
+
+/// A caller is verified again this long after it was, when it opens a flow: its certificate may have expired.
+const VERIFIED: Duration = Duration::from_mins(1);
+
+impl Caller {
+    /// Verifies it again where that may have another outcome by now.
+    fn verify(&mut self, accepting: &Accepting) -> Result<(), Reason> {
+        if !Arc::ptr_eq(&self.roots, accepting.roots()) || self.verified.elapsed() > VERIFIED {
+            accepting.verify(&self.chain).map_err(Reason::Peer)?;
+            (self.roots, self.verified) = (accepting.roots().clone(), Instant::now());
+        }
+        Ok(())
+    }
+
+    async fn refuse(&mut self, refusal: Refusal) {
+        if self.link.tls.is_meshnode {
+            self.link.refuse(refusal).await;
+        }
+    }
+}
+
+/// What a caller is told, of a flow of which nothing was delivered.
+fn refusal(reason: &Reason) -> Option<Refusal> {
+    match reason {
+        Reason::NotAllowed { .. } | Reason::HttpPermissions { .. } | Reason::OtherNamespace(_) => {
+            Some(Refusal::NotAllowed)
+        }
+        Reason::ProgramUnreachable(_)
+        | Reason::ProgramTimeout
+        | Reason::ExternalUnresolved(_)
+        | Reason::NotSynced
+        | Reason::NoLeaf(_)
+        | Reason::LeafExpired(_) => Some(Refusal::NotHere),
+        _ => None,
+    }
+}
+
+async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flow) -> Result<(), Reason> {
     let origin = flow.set_origin(Origin {
-        source: peer.service,
+        source: caller.id.service.clone(),
         destination: target.name.clone(),
         original_dst: None,
         program: String::new(),
         pid: 0,
         cookie: 0,
     });
-    shared.with_mesh(|mesh| decision::authorize(mesh, &origin.source, &target.name))?;
-    let Reached { stream: program, gone, .. } = dial(shared, target, flow).await?;
-    if tls.alpn_protocol() == Some(READY) {
-        tls.writer().write_all(&[1]).map_err(|e| Reason::BrokenTls(e.to_string()))?;
+    if caller.link.tls.is_meshnode && caller.next.is_none() {
+        caller.next = Some(caller.link.next_flow().await?);
     }
-    shared.opened(flow, &tls);
+    let Beginning { say, first } = caller.next.take().unwrap_or_default();
+    caller.verify(&*accepting(shared, target)?)?;
+    shared.with_mesh(|mesh| {
+        decision::same_namespace(mesh, &caller.id, &target.name)?;
+        decision::authorize(mesh, &origin.source, &target.name)
+    })?;
+    let Reached { stream: program, gone, .. } = dial(shared, target, flow).await?;
+    if say {
+        caller.link.say(Word::Opened, &[]).await?;
+    }
+    shared.opened(flow, &caller.link.tls);
     tokio::select! {
-        copied = copy::copy(&program, &mesh, &mut tls, flow) => copied?,
+        copied = copy::copy(&program, &mut caller.link, flow, Start { role: Role::Server, word: None, first }) => copied?,
         () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
     }
-    socket::close_cleanly(&program, &mesh)
+    socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
+    if caller.link.tls.is_meshnode {
+        if !caller.link.settled {
+            caller.link.say(Word::Done, &[]).await?;
+        }
+        return Ok(());
+    }
+    socket::close_cleanly(&caller.link.socket).map_err(|e| Reason::PeerReset(e.kind()))
 }
 
-async fn handshake(
-    shared: &Shared,
-    target: &Target,
-    mesh: TcpStream,
-) -> Result<(TcpStream, rustls::Connection), Reason> {
+/// What this host proves itself with to callers of the service.
+fn accepting(shared: &Shared, target: &Target) -> Result<Arc<Accepting>, Reason> {
     let identity = shared.with_mesh(|mesh| {
         if !mesh.is_synced() {
             return Err(Reason::NotSynced);
         }
         decision::identity(mesh, &target.name, SystemTime::now())
     })?;
-    let accepting = shared.tls.server(&identity.leaf, &identity.roots).map_err(Reason::Config)?;
-    socket::prepare(&mesh, shared.settings.keepalive).map_err(|e| Reason::PeerReset(e.kind()))?;
-    let stream = timeout(shared.settings.handshake_timeout, accept(&accepting, mesh))
+    shared.tls.server(&identity.leaf, &identity.roots).map_err(Reason::Config)
+}
+
+async fn authenticate(shared: &Shared, target: &Target, mesh: TcpStream) -> Result<Caller, Reason> {
+    let accepting = accepting(shared, target)?;
+    let (tls, chain) = timeout(shared.settings.handshake_timeout, handshake::accept(&accepting, &mesh))
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?
         .map_err(|e| Reason::Peer(PeerError::from_io(&e)))?;
-    let (mesh, tls) = stream.into_inner();
-    Ok((mesh, tls.into()))
-}
-
-/// A client that does not offer [`READY`] may offer others' protocols, which must not matter.
-async fn accept(accepting: &Accepting, mesh: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), mesh).await?;
-    let ready = hello.client_hello().alpn().is_some_and(|mut offered| offered.any(|one| one == READY));
-    hello.into_stream(if ready { accepting.ready.clone() } else { accepting.config.clone() }).await
+    let id = tls::peer_id(&chain).map_err(Reason::Peer)?;
+    let (roots, verified) = (accepting.roots().clone(), Instant::now());
+    Ok(Caller { link: Link::new(mesh, tls)?, id, chain, roots, verified, next: None })
 }
 
 async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, Reason> {
@@ -193,11 +285,18 @@ async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, 
             flow.set_upstream(outcome.as_ref().map_or(programs.address(), |reached| reached.at));
             outcome?
         }
-        Program::External(external) => dial_external(shared, external, flow).await?,
+        Program::External(external) => {
+            let reached = dial_external(shared, external, flow).await?;
+            prepared(socket::prepare(SockRef::from(&reached.stream), shared.settings.keepalive))?;
+            return Ok(reached);
+        }
     };
-    socket::prepare(&reached.stream, shared.settings.keepalive)
-        .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
+    prepared(socket::prepare_local(&SockRef::from(&reached.stream)))?;
     Ok(reached)
+}
+
+fn prepared(outcome: io::Result<()>) -> Result<(), Reason> {
+    outcome.map_err(|e| Reason::ProgramUnreachable(e.kind()))
 }
 
 /// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.

@@ -8,7 +8,9 @@ use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 use tokio::net::TcpStream;
 
 use super::{
-    Shared, copy, decision,
+    Shared,
+    copy::{self, Role, Start},
+    decision,
     flow::{Direction, Flow, FlowStart, Origin},
     reason::Reason,
     socket,
@@ -72,9 +74,13 @@ async fn carry(shared: &Shared, program: TcpStream, place: Place, flow: &Flow) -
         cookie,
     });
     let route = shared.with_mesh(|mesh| decision::route(mesh, origin, original_dst, SystemTime::now()))?;
-    socket::prepare(&program, shared.settings.keepalive).map_err(|e| Reason::ProgramReset(e.kind()))?;
-    let Upstream { mesh, mut tls, _load } = upstream::connect(shared, &route, flow).await?;
-    shared.opened(flow, &tls);
-    copy::copy(&program, &mesh, &mut tls, flow).await?;
-    socket::close_cleanly(&program, &mesh)
+    let Upstream { mut link, word, client, _load } = upstream::connect(shared, &route, flow).await?;
+    shared.opened(flow, &link.tls);
+    copy::copy(&program, &mut link, flow, Start { role: Role::Caller, word, first: None }).await?;
+    socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
+    if link.tls.is_meshnode {
+        shared.pool.put(client, flow.upstream().expect("invariant: it has carried bytes"), link);
+        return Ok(());
+    }
+    socket::close_cleanly(&link.socket).map_err(|e| Reason::PeerReset(e.kind()))
 }

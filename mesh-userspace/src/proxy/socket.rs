@@ -1,11 +1,16 @@
-//! Options of the sockets that carry flows.
+//! The sockets that carry flows: options, reads and writes.
 
-use std::{io, net::SocketAddr, os::fd::AsRawFd, time::Duration};
+use std::{
+    io,
+    net::{Shutdown, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
-
-use super::reason::Reason;
+use tokio::{io::Interest, net::TcpStream};
 
 /// When a silent peer is asked whether it is still there, and how often before it is given up.
 #[derive(Clone, Copy, Debug)]
@@ -21,21 +26,26 @@ impl Default for Keepalive {
     }
 }
 
-/// Prepares a socket of a flow: no delay, keepalive, urgent data in its place in the stream (there is no way for it through
-/// TLS, and dropping it would be a gap), and **a reset when it is dropped**.
-///
-/// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
-/// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
-pub(super) fn prepare(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
-    reset_on_drop(stream)?;
-    stream.set_nodelay(true)?;
+/// Prepares a socket for a flow to or from another host; a listening one for all that it accepts, which inherit it: keepalive,
+/// and what [`prepare_local`] does.
+pub(super) fn prepare(socket: SockRef<'_>, keepalive: Keepalive) -> io::Result<()> {
+    prepare_local(&socket)?;
     let probes = TcpKeepalive::new()
         .with_time(keepalive.after)
         .with_interval(keepalive.every)
         .with_retries(keepalive.probes);
-    let socket = SockRef::from(stream);
-    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(&probes)
+}
+
+/// Prepares a socket for a flow of a program of this host, whose end the kernel tells: no delay, urgent data in its place in
+/// the stream (there is no way for it through TLS, and dropping it would be a gap), and **a reset when it is dropped**.
+///
+/// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
+/// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
+pub(super) fn prepare_local(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)
 }
 
 /// Makes the kernel reset the connection when the socket is dropped.
@@ -43,17 +53,16 @@ pub(super) fn reset_on_drop(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
-/// Lets the kernel deliver what was sent and close both connections in order when they are dropped.
-pub(super) fn close_cleanly(program: &TcpStream, mesh: &TcpStream) -> Result<(), Reason> {
-    SockRef::from(program).set_linger(None).map_err(|e| Reason::ProgramReset(e.kind()))?;
-    SockRef::from(mesh).set_linger(None).map_err(|e| Reason::PeerReset(e.kind()))
+/// Lets the kernel deliver what was sent, and close the connection in order when it is dropped.
+pub(super) fn close_cleanly(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(None)
 }
 
 /// `SIOCATMARK` of x86-64 and AArch64 (asm-generic/sockios.h); the libc crate has none for Linux.
 const AT_MARK: libc::Ioctl = 0x8905;
 
 /// Whether the next byte is an urgent one, before which a read stops, whatever is behind it.
-pub(super) fn is_at_mark(stream: &TcpStream) -> bool {
+fn is_at_mark(stream: &TcpStream) -> bool {
     let mut at_mark: libc::c_int = 0;
     // SAFETY: SIOCATMARK writes one `int` to the pointer, which is to a live one.
     let result = unsafe { libc::ioctl(stream.as_raw_fd(), AT_MARK, &raw mut at_mark) };
@@ -63,4 +72,55 @@ pub(super) fn is_at_mark(stream: &TcpStream) -> bool {
 /// Returns an IPv4-mapped address as IPv4.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Why a socket failed.
+pub(super) fn pending_error(stream: &TcpStream) -> io::ErrorKind {
+    let pending = stream.take_error().ok().flatten();
+    pending.map_or(io::ErrorKind::ConnectionReset, |error| error.kind())
+}
+
+/// Sends FIN. A socket that the other end has already reset reports that where it is read or written.
+pub(super) fn shutdown(stream: &TcpStream) -> io::Result<()> {
+    match SockRef::from(stream).shutdown(Shutdown::Write) {
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Reads once. A read that does not fill `buffer` has emptied the socket, unless it stopped before an urgent byte: claiming
+/// that it would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does
+/// for reads by `&mut`.
+pub(super) fn poll_read(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        let mut partial = None;
+        let result = stream.try_io(Interest::READABLE, || {
+            let count = recv(stream.as_fd().as_raw_fd(), buffer, MsgFlags::empty())?;
+            if (1..buffer.len()).contains(&count) && !is_at_mark(stream) {
+                partial = Some(count);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        match (partial, result) {
+            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, result) => return Poll::Ready(result),
+        }
+    }
+}
+
+pub(super) fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        match stream.try_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
+            result => return Poll::Ready(result),
+        }
+    }
 }

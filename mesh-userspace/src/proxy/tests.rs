@@ -3,6 +3,7 @@
 
 mod audit;
 mod carry;
+mod links;
 mod load;
 mod policy;
 mod refuse_inbound;

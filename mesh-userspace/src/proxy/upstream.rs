@@ -1,44 +1,51 @@
-//! Getting a flow to an instance: TCP, TLS, and, for a virtual IP, to the next instance when one does not take it.
+//! Getting a flow to an instance: a link that waits for one, or TCP and TLS; and, for a virtual IP, to the next instance
+//! when one does not take it.
 //!
 //! | what goes wrong before a byte of the program was sent | dialled: an instance | dialled: a virtual IP |
 //! |---|---|---|
 //! | TCP or TLS fails, or takes too long | the flow ends | the next instance |
 //! | the peer is not who the catalog says | the flow ends | the next instance; the audit log has it |
-//! | the peer's daemon cannot reach its program (it says so: [`READY`]) | the flow ends | the next instance |
-//! | the peer refuses this side by an alert | the flow ends | the flow ends: so would the others |
+//! | the peer's daemon, a meshnode, cannot reach its program (it says so) | the flow ends | the next instance |
+//! | the peer refuses this side | the flow ends | the flow ends: so would the others |
 
 use std::{
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tokio::{
-    io::AsyncReadExt as _,
     net::TcpStream,
     time::{timeout, timeout_at},
 };
-use tokio_rustls::TlsConnector;
 
 use super::{
     Shared, audit,
     balance::{self, MOST_TRIES},
     decision::{Identity, Route, Targets},
     flow::Flow,
+    link::{Link, Word},
     reason::Reason,
     socket,
 };
 use crate::{
     catalog::{Entered, Instance, Placed},
-    tls::{PeerError, READY},
+    tls::{Client, PeerError, handshake},
 };
 
+/// A link that no flow used for this long is asked first whether the peer is still there; its program's bytes follow
+/// its answer.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long one of several instances may take to take a flow.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A connection to an instance that may carry the program's bytes.
+/// A link that may carry the program's bytes.
 pub(super) struct Upstream {
-    pub(super) mesh: TcpStream,
-    pub(super) tls: rustls::Connection,
+    pub(super) link: Link,
+    /// What the first record is, if the flow is not opened yet.
+    pub(super) word: Option<Word>,
+    /// What the link was made with.
+    pub(super) client: Arc<Client>,
     /// Counts the flow among those of the instance.
     pub(super) _load: Entered,
 }
@@ -49,8 +56,7 @@ pub(super) async fn connect(shared: &Shared, route: &Route, flow: &Flow) -> Resu
         Targets::One(placed) => {
             flow.set_upstream(placed.instance.mesh);
             let load = placed.load.enter();
-            let (mesh, tls) = attempt(shared, &route.identity, &placed.instance, false).await?;
-            Ok(Upstream { mesh, tls, _load: load })
+            attempt(shared, &route.identity, &placed.instance, false, load).await
         }
         Targets::AnyOf(instances) => any_of(shared, &route.identity, instances, flow).await,
     }
@@ -72,14 +78,13 @@ async fn any_of(
         (tried[tries], tries) = (index, tries + 1);
         let more = tries < MOST_TRIES.min(instances.len());
         let placed = &instances[index];
-        let load = placed.load.enter();
         let until = if more { deadline.min(tokio::time::Instant::now() + PATIENCE) } else { deadline };
-        let attempted = timeout_at(until, attempt(shared, identity, &placed.instance, more)).await;
-        let reason = match attempted.unwrap_or(Err(Reason::ConnectTimeout)) {
-            Ok((mesh, tls)) => {
+        let attempt = attempt(shared, identity, &placed.instance, more, placed.load.enter());
+        let reason = match timeout_at(until, attempt).await.unwrap_or(Err(Reason::ConnectTimeout)) {
+            Ok(upstream) => {
                 placed.load.succeeded();
                 flow.set_upstream(placed.instance.mesh);
-                return Ok(Upstream { mesh, tls, _load: load });
+                return Ok(upstream);
             }
             Err(reason) => reason,
         };
@@ -108,30 +113,48 @@ fn now_ms() -> u64 {
     u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// With `ready`, waits until the peer's daemon has its program on the line, if it can tell.
+/// With `say`, a meshnode is asked to have its program on the line before anything is sent to it.
 async fn attempt(
     shared: &Shared,
     identity: &Identity,
     instance: &Instance,
-    ready: bool,
-) -> Result<(TcpStream, rustls::Connection), Reason> {
-    let mesh = dial(shared, instance).await?;
+    say: bool,
+    _load: Entered,
+) -> Result<Upstream, Reason> {
     let client = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
-    let config = if ready { &client.ready } else { &client.config };
+    let open = |mut link: Link, late: Reason| async move {
+        timeout(shared.settings.handshake_timeout, link.open()).await.unwrap_or(Err(late)).map(|()| link)
+    };
+    while let Some(mut link) = shared.pool.take(&client, instance.mesh) {
+        if link.try_out(shared.settings.connect_timeout).is_err() {
+            continue;
+        }
+        if !say && link.used.elapsed() < QUIET {
+            return Ok(Upstream { link, word: Some(Word::Open), client, _load });
+        }
+        match open(link, Reason::ConnectTimeout).await {
+            Ok(link) => return Ok(Upstream { link, word: None, client, _load }),
+            // It had gone; nothing was lost with it.
+            Err(Reason::PeerReset(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    let link = connect_anew(shared, &client, instance).await?;
+    let link = if say && link.tls.is_meshnode { open(link, Reason::NotReady).await? } else { link };
+    let word = (!say && link.tls.is_meshnode).then_some(Word::Open);
+    Ok(Upstream { link, word, client, _load })
+}
+
+async fn connect_anew(shared: &Shared, client: &Client, instance: &Instance) -> Result<Link, Reason> {
+    let mesh = dial(shared, instance).await?;
+    let config = if instance.meshnode { &client.meshnode } else { &client.config };
     // The name is for gateways to route by; the verifier compares SPIFFE IDs.
-    let connecting = TlsConnector::from(config.clone()).connect(client.name.clone(), mesh);
-    let mut stream = timeout(shared.settings.handshake_timeout, connecting)
+    let connecting = handshake::connect(config.clone(), client.name.clone(), &mesh);
+    let tls = timeout(shared.settings.handshake_timeout, connecting)
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?
         .map_err(|e| Reason::Peer(PeerError::from_io(&e)))?;
-    if ready && stream.get_ref().1.alpn_protocol() == Some(READY) {
-        stream.read_u8().await.map_err(|e| match PeerError::from_io(&e) {
-            refused @ PeerError::Refused(_) => Reason::Peer(refused),
-            _ => Reason::NotReady,
-        })?;
-    }
-    let (mesh, tls) = stream.into_inner();
-    Ok((mesh, tls.into()))
+    Link::new(mesh, tls)
 }
 
 async fn dial(shared: &Shared, instance: &Instance) -> Result<TcpStream, Reason> {
@@ -139,6 +162,7 @@ async fn dial(shared: &Shared, instance: &Instance) -> Result<TcpStream, Reason>
         .await
         .map_err(|_| Reason::ConnectTimeout)?
         .map_err(|e| Reason::Unreachable(e.kind()))?;
-    socket::prepare(&mesh, shared.settings.keepalive).map_err(|e| Reason::Unreachable(e.kind()))?;
+    socket::prepare(SockRef::from(&mesh), shared.settings.keepalive)
+        .map_err(|e| Reason::Unreachable(e.kind()))?;
     Ok(mesh)
 }

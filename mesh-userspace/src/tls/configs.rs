@@ -14,14 +14,14 @@ use arc_swap::ArcSwap;
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
-    pki_types::ServerName,
+    pki_types::{CertificateDer, ServerName, UnixTime},
     server::NoServerSessionStorage,
     sign::SingleCertAndKey,
     version::{TLS12, TLS13},
 };
 
 use super::{
-    provider,
+    PeerError, provider,
     verify::{ClientOfMesh, ServerIs, TrustBundle},
 };
 use crate::{
@@ -49,10 +49,24 @@ pub struct TlsConfigs {
 /// What connections to one destination use.
 pub struct Client {
     pub config: Arc<ClientConfig>,
-    /// The same, asking the peer to say when its program is on the line: [`READY`].
-    pub ready: Arc<ClientConfig>,
+    /// The same for a peer that is a meshnode: [`MESHNODE`].
+    pub meshnode: Arc<ClientConfig>,
     /// What is sent as SNI; an address, which is not sent, where [`SpiffeId::sni`] is no DNS name.
     pub name: ServerName<'static>,
+    leaf: Arc<Leaf>,
+    roots: Arc<Roots>,
+}
+
+impl Client {
+    /// Whether it proves and believes what the mesh says now.
+    pub fn is_for(&self, leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> bool {
+        Arc::ptr_eq(&self.leaf, leaf) && Arc::ptr_eq(&self.roots, roots)
+    }
+
+    /// Whose connections it makes.
+    pub fn source(&self) -> &ServiceName {
+        &self.leaf.id.service
+    }
 }
 
 /// By service; then one entry for each namespace and datacenter that it is in.
@@ -65,15 +79,28 @@ struct Source {
     destinations: ArcSwap<Destinations>,
 }
 
-/// The application protocol (ALPN) between two meshnodes in which the server, once its program is on the line, sends one
-/// byte ahead of the program's, so that nothing is lost with an instance whose program is not there.
-pub const READY: &[u8] = b"meshnode-ready";
+/// The application protocol (ALPN) between two meshnodes: one flow after another, as `docs/wire.md` says.
+pub const MESHNODE: &[u8] = b"meshnode/1";
 
 /// What connections to one local service are accepted with.
 pub struct Accepting {
     pub config: Arc<ServerConfig>,
-    /// The same for a client that offers [`READY`].
-    pub ready: Arc<ServerConfig>,
+    /// The same for a client that offers [`MESHNODE`].
+    pub meshnode: Arc<ServerConfig>,
+    bundle: Arc<TrustBundle>,
+}
+
+impl Accepting {
+    /// The roots that clients are verified against.
+    pub fn roots(&self) -> &Arc<Roots> {
+        self.bundle.roots()
+    }
+
+    /// Verifies once more a client that was believed before.
+    pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<(), PeerError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(PeerError::NoClientCertificate)?;
+        self.bundle.client(leaf, intermediates, UnixTime::now()).map(drop)
+    }
 }
 
 /// What one local service is served with.
@@ -112,10 +139,12 @@ impl TlsConfigs {
         {
             return Ok(server.accepting.clone());
         }
-        let config = server_config(leaf, roots)?;
-        let mut ready = config.clone();
-        ready.alpn_protocols = vec![READY.to_vec()];
-        let accepting = Arc::new(Accepting { config: Arc::new(config), ready: Arc::new(ready) });
+        let bundle = Arc::new(TrustBundle::new(roots.clone()).ok_or(ConfigError::NoUsableRoot)?);
+        let config = server_config(leaf, &bundle)?;
+        let mut meshnode = config.clone();
+        meshnode.alpn_protocols = vec![MESHNODE.to_vec()];
+        let (config, meshnode) = (Arc::new(config), Arc::new(meshnode));
+        let accepting = Arc::new(Accepting { config, meshnode, bundle });
         let server = Server { leaf: leaf.clone(), roots: roots.clone(), accepting: accepting.clone() };
         insert(&self.servers, name, &Arc::new(server));
         Ok(accepting)
@@ -160,9 +189,11 @@ impl Source {
         let name =
             ServerName::try_from(expected.sni()).unwrap_or_else(|_| ServerName::from(instance.mesh.ip()));
         let config = client_config(&self.leaf, verifier)?;
-        let mut ready = config.clone();
-        ready.alpn_protocols = vec![READY.to_vec()];
-        let client = Arc::new(Client { config: Arc::new(config), ready: Arc::new(ready), name });
+        let mut meshnode = config.clone();
+        meshnode.alpn_protocols = vec![MESHNODE.to_vec()];
+        let (config, meshnode) = (Arc::new(config), Arc::new(meshnode));
+        let (leaf, roots) = (self.leaf.clone(), self.bundle.roots().clone());
+        let client = Arc::new(Client { config, meshnode, name, leaf, roots });
         self.destinations.rcu(|known| {
             let mut next = HashMap::clone(known);
             next.entry(instance.service.clone()).or_default().push((expected.clone(), client.clone()));
@@ -180,18 +211,20 @@ fn client_config(leaf: &Arc<Leaf>, verifier: ServerIs) -> Result<ClientConfig, C
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.key.clone())));
     config.resumption = Resumption::disabled();
+    // The records are not rustls' business: see `record`.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
-fn server_config(leaf: &Arc<Leaf>, roots: &Arc<Roots>) -> Result<ServerConfig, ConfigError> {
-    let bundle = Arc::new(TrustBundle::new(roots.clone()).ok_or(ConfigError::NoUsableRoot)?);
+fn server_config(leaf: &Arc<Leaf>, bundle: &Arc<TrustBundle>) -> Result<ServerConfig, ConfigError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(ConfigError::Provider)?
-        .with_client_cert_verifier(Arc::new(ClientOfMesh { bundle }))
+        .with_client_cert_verifier(Arc::new(ClientOfMesh { bundle: bundle.clone() }))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.key.clone())));
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
@@ -233,6 +266,7 @@ mod tests {
             mesh: "10.0.0.2:2".parse().unwrap(),
             health: InstanceHealth::Passing,
             weight: 1,
+            meshnode: true,
         }
     }
 

@@ -23,12 +23,9 @@ pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, PeerError
     only_spiffe_id(&parsed)
 }
 
-/// Returns the SPIFFE ID of the authenticated peer of `connection`; call it after the handshake.
-pub fn peer_id(connection: &rustls::CommonState) -> Result<SpiffeId, PeerError> {
-    match connection.peer_certificates() {
-        Some([leaf, ..]) => spiffe_id(leaf),
-        _ => Err(PeerError::NoClientCertificate),
-    }
+/// Returns the SPIFFE ID of an authenticated peer.
+pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
+    chain.first().map_or(Err(PeerError::NoClientCertificate), spiffe_id)
 }
 
 fn only_spiffe_id(certificate: &EndEntityCert<'_>) -> Result<SpiffeId, PeerError> {
@@ -64,6 +61,16 @@ impl TrustBundle {
 
     pub(super) fn roots(&self) -> &Arc<Roots> {
         &self.roots
+    }
+
+    /// Verifies a client.
+    pub(super) fn client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<SpiffeId, PeerError> {
+        self.authenticate(leaf, intermediates, now, KeyUsage::client_auth())
     }
 
     /// Returns the SPIFFE ID of a peer whose chain and validity at `now` are good and who is of this trust domain.
@@ -183,7 +190,7 @@ impl ClientCertVerifier for ClientOfMesh {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.bundle.authenticate(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        self.bundle.client(end_entity, intermediates, now)?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -22,6 +22,17 @@ pub fn check_tls13(to_server: &[u8], to_client: &[u8]) -> Result<(), String> {
     check_direction(to_client, SERVER_HELLO)
 }
 
+/// Checks that all the records of a direction, of which the beginning was not seen, are encrypted.
+///
+/// # Errors
+/// Words, for the first one that is not.
+pub fn check_sealed(bytes: &[u8]) -> Result<(), String> {
+    match Records(bytes).find(|(kind, _)| *kind != APPLICATION_DATA) {
+        Some((kind, _)) => Err(format!("a record of type {kind} in clear")),
+        None => Ok(()),
+    }
+}
+
 fn check_direction(bytes: &[u8], hello: u8) -> Result<(), String> {
     let mut records = Records(bytes);
     let (kind, first) = records.next().ok_or("it ended before the first record")?;
@@ -162,6 +173,9 @@ mod tests {
         assert!(check_tls13(&with(client.clone(), &in_clear), &server).is_err(), "a certificate in clear");
         assert!(check_tls13(b"GET / HTTP/1.1\r\n\r\n", &server).is_err());
         assert!(check_tls13(b"", b"").is_err());
+        assert_eq!(check_sealed(&with(data.clone(), &data)), Ok(()));
+        assert!(check_sealed(&with(data, &in_clear)).is_err());
+        assert!(check_sealed(b"GET / HTTP/1.1\r\n\r\n").is_err());
     }
 
     #[test]

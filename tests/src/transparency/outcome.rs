@@ -69,15 +69,6 @@ impl Outcome {
         found.filter(|found| found.plain != found.captured).collect()
     }
 
-    /// Takes over what `other` says of the places that both have.
-    pub fn amend(&mut self, other: &Self) {
-        for (place, value) in &mut self.0 {
-            if let Some(newer) = other.0.get(place) {
-                newer.clone_into(value);
-            }
-        }
-    }
-
     /// Returns how many places there are.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -105,12 +96,5 @@ mod tests {
         let found: Vec<String> = plain.differences(&captured).iter().map(Found::to_string).collect();
         assert_eq!(found, ["b: plain `2`, captured `nothing`", "c: plain `nothing`, captured `3`"]);
         assert_eq!(plain.differences(&plain), []);
-    }
-
-    #[test]
-    fn a_second_run_amends_only_what_it_has() {
-        let mut outcome = Outcome::default().with("a", 1).with("b", 2);
-        outcome.amend(&Outcome::default().with("b", 3).with("c", 4));
-        assert_eq!(outcome, Outcome::default().with("a", 1).with("b", 3));
     }
 }

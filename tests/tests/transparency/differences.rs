@@ -53,6 +53,67 @@ pub const POSTGRESQL: &[Difference] = &[Difference {
     reason: SEEN,
 }];
 
+/// Of programs that dial by name, which means the service and no host.
+pub const NAMES: &[Difference] = &[
+    Difference {
+        case: "names, curl",
+        place: "peer: output",
+        plain: "10.77.2.1",
+        captured: "240.240.*",
+        reason: "`NAME.mesh` is the service's virtual IP, whichever instance takes the connection",
+    },
+    Difference {
+        case: "names, curl",
+        place: "a port that nobody has: exit code",
+        plain: "exit status: 7",
+        captured: "exit status: 0",
+        reason: "a virtual IP means the service at any port",
+    },
+    Difference {
+        case: "names, curl",
+        place: "a port that nobody has: output",
+        plain: "*",
+        captured: "*",
+        reason: "as above: it is the page",
+    },
+];
+
+/// Of CPython's own tests, whose connections stay on the host.
+pub const CPYTHON: &[Difference] = &[
+    not_there("*.NetworkConnectionNoServer.*"),
+    not_there("*.test_server_close"),
+    not_there("*.test_cancel_sock_accept"),
+    not_there("*.test_sock_client_fail"),
+    Difference {
+        case: CPYTHON_MTLS,
+        place: "*.NetworkConnectionAttributesTest.testFamily",
+        plain: "ok",
+        captured: "failure: AssertionError",
+        reason: "the server is on 127.0.0.1 alone and `localhost` is `::1` first: a service of the host is reached at each \
+                 of its addresses",
+    },
+    Difference {
+        case: CPYTHON_MTLS,
+        place: "*.test_sock_accept",
+        plain: "ok",
+        captured: "failure: AssertionError",
+        reason: SEEN,
+    },
+];
+
+const CPYTHON_MTLS: &str = "CPython, mTLS";
+
+/// A test that expects to be refused. It sees no error, or the reset where it asks for the socket's error later.
+const fn not_there(place: &'static str) -> Difference {
+    Difference {
+        case: CPYTHON_MTLS,
+        place,
+        plain: "ok",
+        captured: "*: *Error",
+        reason: "nothing listens there: `connect()` succeeds, and a reset follows, as between hosts",
+    }
+}
+
 pub fn all() -> impl Iterator<Item = &'static Difference> {
-    [MESSAGES, FILES, MARIADB, POSTGRESQL].into_iter().flatten()
+    [MESSAGES, FILES, MARIADB, POSTGRESQL, NAMES, CPYTHON].into_iter().flatten()
 }

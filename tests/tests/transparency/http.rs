@@ -5,23 +5,20 @@ use mesh_tests::{
     fixture::Scene,
     program::{nginx::Nginx, script},
     require_root,
-    transparency::{Outcome, Report, Stage, stage::Proof},
+    transparency::{Ends, Outcome, Report, Stage, stage::Proof},
 };
 
 #[test]
 fn curl_transfers_over_http_1_and_2_as_on_plain_tcp() {
     require_root!();
     let stage = Stage::start(&[("site", 80), ("h2c", 8080), ("tls", 8443)]);
-    let big = "0123456789abcdef".repeat(256 * 1024);
-    let files = [("small.txt", "a small file\n"), ("big", big.as_str())];
-    let dav = "location /up { dav_methods PUT; client_max_body_size 64m; }";
     let mut servers = Vec::new();
     stage.both(|ends| {
         let key = self_signed(ends.b);
-        let tls = format!("ssl_certificate {key}; ssl_certificate_key {key}; {dav}");
-        servers.push(Nginx::start_with(ends.b, "site", 80, "", dav, &files));
-        servers.push(Nginx::start_with(ends.b, "h2c", 8080, "http2", dav, &files));
-        servers.push(Nginx::start_with(ends.b, "tls", 8443, "ssl http2", &tls, &files));
+        let tls = format!("ssl_certificate {key}; ssl_certificate_key {key};");
+        servers.push(serve(ends, "site", 80, "", ""));
+        servers.push(serve(ends, "h2c", 8080, "http2", ""));
+        servers.push(serve(ends, "tls", 8443, "ssl http2", &tls));
     });
     let mut report = Report::new(&[]);
     let cases: [(&str, &str, &str, &[&str]); 3] = [
@@ -31,47 +28,52 @@ fn curl_transfers_over_http_1_and_2_as_on_plain_tcp() {
     ];
     for (case, service, scheme, options) in cases {
         stage.allow(service);
-        let upload = stage.mesh.a.host.space().scratch().join("upload");
-        std::fs::write(&upload, &big).expect("an own directory");
         let said = stage.compare(&mut report, case, service, Proof::Wire, |ends| {
-            let base = format!("{scheme}{}", ends.at(stage.port(service)));
-            let curl = |more: &[&str]| {
-                let words = [&["curl", "-sS", "--max-time", "60"], options, more].concat();
-                Outcome::of(&ends.run(&words))
-            };
-            let show =
-                "%{http_code} %{http_version} %{size_download} %{size_upload} %{num_connects} %{remote_ip}\n";
-            let (one, two) = (format!("{base}/small.txt"), format!("{base}/big"));
-            let (up, none) = (format!("{base}/up-{service}"), format!("{base}/nothing"));
-            let www = ends.b.space().scratch().join(format!("nginx-{}/www", stage.port(service)));
-            let there = format!("cd {} && sha256sum up-{service}", www.display());
-            let range = ["-r", "1048570-1048589", &two];
-            let parallel = [
-                "-Z",
-                "-w",
-                "%{http_code} %{size_download}\n",
-                "-o",
-                "/dev/null",
-                &two,
-                "-o",
-                "/dev/null",
-                &two,
-            ];
-            Outcome::default()
-                .with_part("small", curl(&["-w", show, &one]))
-                .with_part("big", curl(&["-w", show, "-o", "/dev/null", &two, "-o", "/dev/null", &two]))
-                .with_part("range", curl(&range))
-                .with_part("parallel", curl(&parallel))
-                .with_part("upload", curl(&["-w", show, "-T", upload.to_str().expect("UTF-8"), &up]))
-                .with_part("back", Outcome::of(&ends.b.run("", &["sh", "-c", &there])))
-                .with_part("missing", curl(&["-w", show, "-o", "/dev/null", &none]))
-                .with_part("head", curl(&["-w", show, "-o", "/dev/null", "--head", &one]))
+            transfers(ends, service, stage.port(service), scheme, options)
         });
         // curl 7.88 itself fails to use a connection of HTTP/2 in clear again, with or without a mesh.
         let expected = if service == "h2c" { 6 } else { 8 };
         assert_eq!(said.count("exit status: 0"), expected, "{said:#?}");
     }
     report.finish();
+}
+
+/// Starts a server of the files that [`transfers`] asks for, which takes others, too.
+#[track_caller]
+pub fn serve(ends: Ends<'_>, service: &str, port: u16, listen: &str, lines: &str) -> Nginx {
+    let big = "0123456789abcdef".repeat(256 * 1024);
+    std::fs::write(ends.a.space().scratch().join("upload"), &big).expect("an own directory");
+    let lines = format!("location /up {{ dav_methods PUT; client_max_body_size 64m; }} {lines}");
+    let files = [("small.txt", "a small file\n"), ("big", big.as_str())];
+    Nginx::start_with(ends.b, service, port, listen, &lines, &files)
+}
+
+/// Moves files both ways with curl, in each way that it has.
+#[track_caller]
+pub fn transfers(ends: Ends<'_>, service: &str, port: u16, scheme: &str, options: &[&str]) -> Outcome {
+    let base = format!("{scheme}{}", ends.at(port));
+    let curl = |more: &[&str]| {
+        let words = [&["curl", "-sS", "--max-time", "60"], options, more].concat();
+        Outcome::of(&ends.run(&words))
+    };
+    let show = "%{http_code} %{http_version} %{size_download} %{size_upload} %{num_connects} %{remote_ip}\n";
+    let (one, two) = (format!("{base}/small.txt"), format!("{base}/big"));
+    let upload = ends.a.space().scratch().join("upload");
+    let (up, none) = (format!("{base}/up-{service}"), format!("{base}/nothing"));
+    let www = ends.b.space().scratch().join(format!("nginx-{port}/www"));
+    let there = format!("cd {} && sha256sum up-{service}", www.display());
+    let range = ["-r", "1048570-1048589", &two];
+    let parallel =
+        ["-Z", "-w", "%{http_code} %{size_download}\n", "-o", "/dev/null", &two, "-o", "/dev/null", &two];
+    Outcome::default()
+        .with_part("small", curl(&["-w", show, &one]))
+        .with_part("big", curl(&["-w", show, "-o", "/dev/null", &two, "-o", "/dev/null", &two]))
+        .with_part("range", curl(&range))
+        .with_part("parallel", curl(&parallel))
+        .with_part("upload", curl(&["-w", show, "-T", upload.to_str().expect("UTF-8"), &up]))
+        .with_part("back", Outcome::of(&ends.b.run("", &["sh", "-c", &there])))
+        .with_part("missing", curl(&["-w", show, "-o", "/dev/null", &none]))
+        .with_part("head", curl(&["-w", show, "-o", "/dev/null", "--head", &one]))
 }
 
 /// Returns a file of the host with a key and its certificate.

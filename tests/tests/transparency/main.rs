@@ -4,12 +4,15 @@
 //! `kernel` is also part of the set that `cargo xtask vm-test` runs on other kernels.
 
 mod bulk;
+mod cpython;
 mod databases;
 mod differences;
 mod files;
 mod http;
 mod kernel;
 mod messages;
+mod names;
+mod same_host;
 
 use mesh_tests::transparency::Difference;
 

@@ -7,7 +7,7 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 32] = [
+const TEST: [&str; 34] = [
     "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
@@ -18,6 +18,7 @@ const TEST: [&str; 32] = [
     "iproute2",
     "libc6-dev-i386",
     "libnginx-mod-stream",
+    "libpython3.11-testsuite",
     "mariadb-server",
     "musl-tools",
     "nginx-light",
@@ -32,6 +33,7 @@ const TEST: [&str; 32] = [
     "python3-aiosmtpd",
     "python3-grpcio",
     "python3-websockets",
+    "python3.11",
     "redis-server",
     "redis-tools",
     "rsync",

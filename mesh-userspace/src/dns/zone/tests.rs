@@ -22,6 +22,7 @@ fn instance(service: &str, n: u8, port: u16, health: InstanceHealth) -> Instance
         mesh: SocketAddr::from(([10, 77, 0, n], 21000)),
         health,
         weight: 1,
+        meshnode: true,
     }
 }
 

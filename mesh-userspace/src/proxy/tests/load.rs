@@ -1,27 +1,10 @@
 //! Many at once: nothing is left behind. These count the process's descriptors, so each runs in a process of its own.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::world::{World, eventually, passes, within};
-
-/// Runs one ignored test of this file alone, and passes its verdict on.
-fn alone(test: &str) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            &format!("proxy::tests::load::{test}"),
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .output()
-        .unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
+use super::world::{World, alone, eventually, passes, within};
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -35,7 +18,7 @@ fn limit_descriptors(soft: u64) {
 
 #[test]
 fn a_thousand_connections_at_once_leave_no_flow_task_or_descriptor() {
-    alone("a_thousand_connections");
+    alone("load::a_thousand_connections");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,7 +82,7 @@ async fn a_thousand_connections() {
 
 #[test]
 fn a_process_out_of_descriptors_recovers_when_there_are_some_again() {
-    alone("out_of_descriptors");
+    alone("load::out_of_descriptors");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -138,6 +138,7 @@ impl World {
             mesh,
             health: InstanceHealth::Passing,
             weight: 1,
+            meshnode: mesh == self.mesh_port,
         };
         self.edit_a(|mesh| mesh.catalog = Some(Arc::new(Catalog::new([instance.clone()], ""))));
     }
@@ -195,11 +196,24 @@ impl World {
     pub(super) async fn idle(&self) {
         within(self.a.flows().idle()).await;
         within(self.b.flows().idle()).await;
+        // Links that wait for a flow are served by a task too.
+        self.a.shared.pool.clear();
         eventually("connections' tasks end", || {
             self.a.shared.connections.is_empty() && self.b.shared.connections.is_empty()
         })
         .await;
     }
+}
+
+/// Runs one ignored test of this module alone, in a process of its own, and passes its verdict on.
+pub(super) fn alone(test: &str) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("proxy::tests::{test}"), "--ignored", "--nocapture", "--test-threads=1"])
+        .output()
+        .unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 /// A bound on everything that a test waits for.

@@ -1,0 +1,264 @@
+//! A TLS connection between two hosts. Between meshnodes it carries one flow after another, each in records of its own.
+//!
+//! The last byte of each record's plaintext says what the record is; what is before that byte is the program's.
+//!
+//! ```text
+//! caller    OPEN data* END                                               OPEN …
+//! server         (OPENED | data)* END_LAST, or END … DONE, or REFUSED
+//! ```
+//!
+//! The server's last word of a flow says that its program, too, has closed in order: what goes wrong there before that is a
+//! reset of the connection, which the next flow must not get.
+//!
+//! With others it is one flow's alone, as Consul Connect has it: no such byte, and `close_notify` is the end.
+
+use std::{
+    io,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use tokio::net::TcpStream;
+
+use super::{
+    buffer::Buffer,
+    reason::Reason,
+    socket::{poll_read, poll_write},
+};
+use crate::tls::{Broken, Opened, Session, refusal};
+
+/// What a record between meshnodes is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Word {
+    /// More of the program's bytes.
+    Data = 0,
+    /// Its sender has sent all.
+    End = 1,
+    /// A flow begins, with the first of the program's bytes, if there are any yet.
+    Open = 2,
+    /// The same; the caller sends no more before it hears [`Opened`](Self::Opened).
+    OpenAndSay = 3,
+    /// The program that was called is on the line.
+    Opened = 4,
+    /// The flow is not taken, for the [`Refusal`] before this byte; the connection ends.
+    Refused = 5,
+    /// The server has sent all, and its program got all of the caller's: the flow has ended.
+    EndLast = 6,
+    /// The flow has ended, as [`EndLast`](Self::EndLast) says it together with the end.
+    Done = 7,
+}
+
+impl Word {
+    fn from_byte(byte: u8) -> Option<Self> {
+        let all = [
+            Self::Data,
+            Self::End,
+            Self::Open,
+            Self::OpenAndSay,
+            Self::Opened,
+            Self::Refused,
+            Self::EndLast,
+            Self::Done,
+        ];
+        all.get(usize::from(byte)).copied()
+    }
+}
+
+/// Why a flow is not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Refusal {
+    /// Whoever asks, no flow of this source may be.
+    NotAllowed = 1,
+    /// Another instance may take it.
+    NotHere = 2,
+}
+
+pub(super) struct Link {
+    pub(super) socket: TcpStream,
+    pub(super) tls: Session,
+    /// Ciphertext that was received and not opened: the first part of a record, or the next flow's.
+    pub(super) received: Option<Buffer>,
+    pub(super) made: Instant,
+    /// When a flow last used it.
+    pub(super) used: Instant,
+    /// The server's last word of the last flow is said (as the server), or heard (as the caller).
+    pub(super) settled: bool,
+    /// It waited, and nothing has come since: the peer may be gone without a word. See [`try_out`](Self::try_out).
+    pub(super) trial: Option<Instant>,
+}
+
+/// The beginning of a flow, as the server gets it.
+#[derive(Default)]
+pub(super) struct Beginning {
+    /// The caller waits for [`Word::Opened`].
+    pub(super) say: bool,
+    /// The first of the program's bytes.
+    pub(super) first: Option<Buffer>,
+}
+
+impl Link {
+    pub(super) fn new(socket: TcpStream, mut tls: Session) -> Result<Self, Reason> {
+        let ahead = std::mem::take(&mut tls.ahead);
+        let received = (!ahead.is_empty())
+            .then(|| {
+                let mut buffer = Buffer::take();
+                buffer.all().get_mut(..ahead.len())?.copy_from_slice(&ahead);
+                buffer.hold(0, ahead.len());
+                Some(buffer)
+            })
+            .map(|buffer| buffer.ok_or_else(|| Reason::BrokenTls("too much came with the handshake".into())))
+            .transpose()?;
+        let made = Instant::now();
+        Ok(Self { socket, tls, received, made, used: made, settled: true, trial: None })
+    }
+
+    /// Whether the next flow may begin: the last one has ended at the server too, and nothing else has come, the end of the
+    /// connection included. `None`: not yet.
+    pub(super) fn is_free(&mut self) -> Option<bool> {
+        let waker = std::task::Waker::noop();
+        match self.poll_record(&mut Context::from_waker(waker)) {
+            Poll::Ready(Ok((Word::Done, _))) if !self.settled => {
+                self.settled = true;
+                self.is_free()
+            }
+            Poll::Ready(_) => Some(false),
+            Poll::Pending if self.received.is_some() => Some(false),
+            Poll::Pending => self.settled.then_some(true),
+        }
+    }
+
+    /// Has the kernel give the connection up when the peer does not acknowledge for `patience`, as connecting anew would be,
+    /// until something comes.
+    pub(super) fn try_out(&mut self, patience: Duration) -> io::Result<()> {
+        socket2::SockRef::from(&self.socket).set_tcp_user_timeout(Some(patience))?;
+        self.trial = Some(Instant::now() + patience);
+        Ok(())
+    }
+
+    /// Opens a flow without any of its bytes, and waits until the peer has its program on the line.
+    pub(super) async fn open(&mut self) -> Result<(), Reason> {
+        self.say(Word::OpenAndSay, &[]).await?;
+        match self.next_record().await? {
+            (Word::Opened, _) => Ok(()),
+            (Word::Refused, why) => Err(refused(&why)),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Waits for the next flow.
+    pub(super) async fn next_flow(&mut self) -> Result<Beginning, Reason> {
+        let (word, data) = self.next_record().await?;
+        let first = (!data.is_empty()).then_some(data);
+        match word {
+            Word::Open => Ok(Beginning { say: false, first }),
+            Word::OpenAndSay => Ok(Beginning { say: true, first }),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Sends a record of this side's own.
+    pub(super) async fn say(&mut self, word: Word, data: &[u8]) -> Result<(), Reason> {
+        let mut sealed = Buffer::take();
+        let owed = std::mem::take(&mut self.tls.owed);
+        let room = sealed.all();
+        room[..owed.len()].copy_from_slice(&owed);
+        let length = self
+            .tls
+            .seal(data, &[word as u8], &mut room[owed.len()..])
+            .map_err(|e| Reason::BrokenTls(e.to_string()))?;
+        sealed.hold(0, owed.len() + length);
+        std::future::poll_fn(|cx| {
+            while !sealed.is_empty() {
+                let count = ready!(poll_write(&self.socket, cx, &sealed))?;
+                sealed.consume(count);
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+        .map_err(|error: io::Error| Reason::PeerReset(error.kind()))
+    }
+
+    /// Refuses the flow that was just opened. The connection is not to be used again.
+    pub(super) async fn refuse(&mut self, why: Refusal) {
+        // A peer that is gone already needs no word.
+        if self.say(Word::Refused, &[why as u8]).await.is_ok() {
+            let _ = socket2::SockRef::from(&self.socket).set_linger(None);
+        }
+    }
+
+    /// Waits for a record; returns what it is, and what it says.
+    async fn next_record(&mut self) -> Result<(Word, Buffer), Reason> {
+        std::future::poll_fn(|cx| self.poll_record(cx)).await
+    }
+
+    fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Word, Buffer), Reason>> {
+        loop {
+            // An idle connection holds no buffer.
+            let mut wire = self.received.take().unwrap_or_else(Buffer::take);
+            let mut plain = Buffer::take();
+            if let Some((held, length)) = self.tls.open(&wire, plain.all()).map_err(|e| broken(&e))? {
+                wire.consume(length);
+                self.received = (!wire.is_empty()).then_some(wire);
+                match held {
+                    Opened::Data(length) => {
+                        let (word, length) = word(plain.all(), length)?;
+                        plain.hold(0, length);
+                        return Poll::Ready(Ok((word, plain)));
+                    }
+                    Opened::Nothing => continue,
+                    Opened::CloseNotify => return Poll::Ready(Err(out_of_turn())),
+                }
+            }
+            drop(plain);
+            let read = poll_read(&self.socket, cx, wire.room());
+            if let Poll::Ready(Ok(count)) = read {
+                wire.fill(count);
+            }
+            self.received = (!wire.is_empty()).then_some(wire);
+            if matches!(read, Poll::Ready(Ok(1..))) {
+                end_trial(&self.socket, &mut self.trial);
+            }
+            match ready!(read) {
+                Ok(0) => return Poll::Ready(Err(Reason::PeerReset(io::ErrorKind::UnexpectedEof))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(Reason::PeerReset(error.kind()))),
+            }
+        }
+    }
+}
+
+/// The peer is there: from here on the network may fail for as long as TCP bears it.
+pub(super) fn end_trial(socket: &TcpStream, trial: &mut Option<Instant>) {
+    if trial.take().is_some() {
+        // It cannot fail for a socket; if it did, an outage would end the flow sooner.
+        let _ = socket2::SockRef::from(socket).set_tcp_user_timeout(None);
+    }
+}
+
+/// Splits what a record says from what it is; `length` is both.
+pub(super) fn word(plain: &[u8], length: usize) -> Result<(Word, usize), Reason> {
+    let length = length.checked_sub(1).ok_or_else(out_of_turn)?;
+    Word::from_byte(plain[length]).map(|word| (word, length)).ok_or_else(out_of_turn)
+}
+
+/// What a [`Word::Refused`] says.
+pub(super) fn refused(why: &[u8]) -> Reason {
+    if why == [Refusal::NotAllowed as u8] {
+        Reason::RefusedByPeer("no intention there allows it".to_owned())
+    } else {
+        Reason::NotReady
+    }
+}
+
+pub(super) fn out_of_turn() -> Reason {
+    Reason::BrokenTls("a record that does not belong here".to_owned())
+}
+
+pub(super) fn broken(error: &Broken) -> Reason {
+    match error {
+        Broken::Alert(alert) => Reason::RefusedByPeer(refusal(*alert)),
+        other => Reason::BrokenTls(other.to_string()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Links to other meshnodes that wait for their next flow.
+//!
+//! A link is found again only by what it was made with (source identity, trust bundle, destination) and the instance that
+//! it leads to. So a renewed leaf or a rotated root finds none of the old ones, and their flows' end is their end.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::link::Link;
+use crate::tls::Client;
+
+/// How many links wait, and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSettings {
+    /// For each source identity and instance.
+    pub most_alike: usize,
+    pub most: usize,
+    /// One that no flow used for this long is closed.
+    pub idle: Duration,
+    /// One that is older takes no further flow: each side's certificate is looked at anew from time to time.
+    pub age: Duration,
+}
+
+impl Default for PoolSettings {
+    fn default() -> Self {
+        Self { most_alike: 128, most: 2048, idle: Duration::from_secs(30), age: Duration::from_mins(10) }
+    }
+}
+
+/// Those of one source and instance meet at one lock, which is held for a few instructions.
+const SHARDS: usize = 16;
+
+/// So many are looked at before one connects anew.
+const LOOKS: usize = 8;
+
+pub(super) struct Pool {
+    settings: PoolSettings,
+    shards: [Mutex<HashMap<Key, Vec<Idle>>>; SHARDS],
+    count: AtomicUsize,
+}
+
+/// A client configuration, by its address, and an instance's mesh port.
+type Key = (usize, SocketAddr);
+
+struct Idle {
+    link: Link,
+    /// Keeps the configuration's address its own.
+    client: Arc<Client>,
+}
+
+impl Pool {
+    pub(super) fn new(settings: PoolSettings) -> Self {
+        Self { settings, shards: std::array::from_fn(|_| Mutex::default()), count: AtomicUsize::new(0) }
+    }
+
+    /// How many links wait.
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    /// Returns the link that waited the shortest, if its other end is there and has done with the flow before.
+    pub(super) fn take(&self, client: &Arc<Client>, mesh: SocketAddr) -> Option<Link> {
+        let key = key(client, mesh);
+        let mut shard = self.shard(&key);
+        let alike = shard.get_mut(&key)?;
+        let mut nth = alike.len();
+        while nth > alike.len().saturating_sub(LOOKS) && nth > 0 {
+            nth -= 1;
+            let link = &mut alike[nth].link;
+            let free = if self.is_good(link) { link.is_free() } else { Some(false) };
+            // Its peer has not said the last word yet.
+            let Some(free) = free else { continue };
+            let Idle { link, .. } = alike.remove(nth);
+            self.count.fetch_sub(1, Relaxed);
+            if free {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    /// Lets `link` wait for its next flow, or closes it where enough wait already.
+    pub(super) fn put(&self, client: Arc<Client>, mesh: SocketAddr, mut link: Link) {
+        link.used = Instant::now();
+        if self.len() >= self.settings.most || !self.is_good(&link) {
+            return;
+        }
+        let key = key(&client, mesh);
+        let mut shard = self.shard(&key);
+        let alike = shard.entry(key).or_default();
+        if alike.len() < self.settings.most_alike {
+            alike.push(Idle { link, client });
+            self.count.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Closes those that have waited too long, and those for whose configuration `keep` is false.
+    pub(super) fn retain(&self, keep: impl Fn(&Client) -> bool) {
+        for shard in &self.shards {
+            let mut closed = Vec::new();
+            lock(shard).retain(|_, alike| {
+                closed.extend(alike.extract_if(.., |idle| !self.is_good(&idle.link) || !keep(&idle.client)));
+                !alike.is_empty()
+            });
+            self.count.fetch_sub(closed.len(), Relaxed);
+        }
+    }
+
+    /// Closes all.
+    pub(super) fn clear(&self) {
+        self.retain(|_| false);
+    }
+
+    pub(super) fn settings(&self) -> &PoolSettings {
+        &self.settings
+    }
+
+    fn is_good(&self, link: &Link) -> bool {
+        link.used.elapsed() < self.settings.idle && link.made.elapsed() < self.settings.age
+    }
+
+    fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, Vec<Idle>>> {
+        // Configurations are far apart in memory.
+        lock(&self.shards[((key.0 >> 6) ^ usize::from(key.1.port())) % SHARDS])
+    }
+}
+
+fn key(client: &Arc<Client>, mesh: SocketAddr) -> Key {
+    (Arc::as_ptr(client).addr(), mesh)
+}
+
+/// A map operation that panicked leaves the map usable.
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}

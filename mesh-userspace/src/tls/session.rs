@@ -1,0 +1,240 @@
+//! An established TLS connection without its socket: what was sent and received goes through the caller's buffers.
+
+use std::collections::VecDeque;
+
+use rustls::{
+    AlertDescription, ConnectionTrafficSecrets, Error, ExtractedSecrets, ProtocolVersion,
+    client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData,
+};
+
+use super::record::{self, BadRecord, Keys, OVERHEAD, whole};
+
+/// Handshake messages after the handshake: those that are looked at.
+const NEW_SESSION_TICKET: u8 = 4;
+const KEY_UPDATE: u8 = 24;
+const HELLO_REQUEST: u8 = 0;
+/// The longest message that is put together from several records.
+const MOST_OF_A_MESSAGE: usize = 64 * 1024;
+
+/// Why a connection ends early.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Broken {
+    #[error("{0}")]
+    Record(BadRecord),
+    #[error("the peer ended it with the alert {0:?}")]
+    Alert(AlertDescription),
+    #[error("the peer sent a message that does not belong here")]
+    Unexpected,
+    #[error("no fresh keys: {0}")]
+    Keys(Error),
+}
+
+impl From<BadRecord> for Broken {
+    fn from(error: BadRecord) -> Self {
+        Self::Record(error)
+    }
+}
+
+/// What one record held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// So many bytes, now at the front of the caller's buffer.
+    Data(usize),
+    /// Nothing for the caller.
+    Nothing,
+    /// The peer has sent all.
+    CloseNotify,
+}
+
+/// What rustls keeps of a connection that does its records itself.
+pub(super) enum Core {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+pub struct Session {
+    sealing: Keys,
+    opening: Keys,
+    core: Box<Core>,
+    version: ProtocolVersion,
+    /// The application protocol (ALPN) agreed on is meshnode's own.
+    pub is_meshnode: bool,
+    /// A message of which a record brought the first part only.
+    message: Vec<u8>,
+    /// Sealed records that this side has to send of its own accord, before all others.
+    pub owed: Vec<u8>,
+    /// The application's data that came together with the handshake, by record.
+    pub early: VecDeque<Vec<u8>>,
+    /// And so did the end of it.
+    pub closed_early: bool,
+    /// Ciphertext that came together with the handshake: the first part of a record.
+    pub ahead: Vec<u8>,
+}
+
+impl Session {
+    pub(super) fn new(secrets: ExtractedSecrets, core: Core) -> Result<Self, Error> {
+        let version = core.version();
+        let keys = |from| Keys::new(version, from).ok_or(Error::General("an unknown cipher".into()));
+        Ok(Self {
+            sealing: keys(secrets.tx)?,
+            opening: keys(secrets.rx)?,
+            core: Box::new(core),
+            version,
+            is_meshnode: false,
+            message: Vec::new(),
+            owed: Vec::new(),
+            early: VecDeque::new(),
+            closed_early: false,
+            ahead: Vec::new(),
+        })
+    }
+
+    pub fn version(&self) -> ProtocolVersion {
+        self.version
+    }
+
+    /// Owes the peer a change of keys where they have been used long enough.
+    pub fn renew(&mut self) -> Result<(), Broken> {
+        if self.sealing.are_worn() { self.renew_sealing() } else { Ok(()) }
+    }
+
+    /// Seals `data`, and `trailer` after it, into one record at the front of `out`; returns its length. See [`Keys::seal`]
+    /// for the bounds.
+    pub fn seal(&mut self, data: &[u8], trailer: &[u8], out: &mut [u8]) -> Result<usize, Broken> {
+        Ok(self.sealing.seal(record::DATA, data, trailer, out)?)
+    }
+
+    /// Owes the peer the word that there will be no more.
+    pub fn close(&mut self) -> Result<(), Broken> {
+        const WARNING: u8 = 1;
+        self.owe(record::ALERT, &[WARNING, u8::from(AlertDescription::CloseNotify)])
+    }
+
+    /// Owes the peer the reason why the connection ends early.
+    pub fn abort(&mut self, error: &Broken) {
+        const FATAL: u8 = 2;
+        let alert = match error {
+            Broken::Record(BadRecord::Forged) => AlertDescription::BadRecordMac,
+            Broken::Record(BadRecord::Oversized) => AlertDescription::RecordOverflow,
+            Broken::Record(BadRecord::Malformed) | Broken::Unexpected => AlertDescription::UnexpectedMessage,
+            Broken::Record(BadRecord::Exhausted) | Broken::Keys(_) => AlertDescription::InternalError,
+            Broken::Alert(_) => return,
+        };
+        // Without keys there is nothing to say it with.
+        let _ = self.owe(record::ALERT, &[FATAL, u8::from(alert)]);
+    }
+
+    fn owe(&mut self, kind: u8, message: &[u8]) -> Result<(), Broken> {
+        let mut sealed = [0; 16 + OVERHEAD];
+        let length = self.sealing.seal(kind, message, &[], &mut sealed)?;
+        self.owed.extend_from_slice(&sealed[..length]);
+        Ok(())
+    }
+
+    /// Opens the first record of `wire` into `plain`, which has room for a record; returns what it held, and its length.
+    /// `None` while it is not all there. What came together with the handshake is before it.
+    pub fn open(&mut self, wire: &[u8], plain: &mut [u8]) -> Result<Option<(Opened, usize)>, Broken> {
+        if let Some(early) = self.early.pop_front() {
+            plain[..early.len()].copy_from_slice(&early);
+            return Ok(Some((Opened::Data(early.len()), 0)));
+        }
+        if self.closed_early {
+            return Ok(Some((Opened::CloseNotify, 0)));
+        }
+        let Some(record) = whole(wire)? else { return Ok(None) };
+        let (kind, length) = self.opening.open(record, plain)?;
+        let held = match kind {
+            record::DATA if self.message.is_empty() => Opened::Data(length),
+            record::ALERT if self.message.is_empty() => alert(&plain[..length])?,
+            record::HANDSHAKE => self.take_messages(&plain[..length])?,
+            _ => return Err(Broken::Unexpected),
+        };
+        Ok(Some((held, record.len())))
+    }
+
+    fn take_messages(&mut self, plain: &[u8]) -> Result<Opened, Broken> {
+        self.message.extend_from_slice(plain);
+        let all = std::mem::take(&mut self.message);
+        let mut left = &all[..];
+        while let [kind, a, b, c, rest @ ..] = left {
+            let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap_or(usize::MAX);
+            if length > MOST_OF_A_MESSAGE {
+                return Err(Broken::Unexpected);
+            }
+            let Some((body, after)) = rest.split_at_checked(length) else { break };
+            left = after;
+            let modern = self.version == ProtocolVersion::TLSv1_3;
+            match (kind, &*self.core, body) {
+                // Nothing is resumed.
+                (&NEW_SESSION_TICKET, Core::Client(_), _) if modern => {}
+                // A request to negotiate anew, which one may ignore.
+                (&HELLO_REQUEST, Core::Client(_), []) if !modern => {}
+                // Nothing that the old keys sealed may follow.
+                (&KEY_UPDATE, _, [asks @ 0..=1]) if modern && left.is_empty() => {
+                    let fresh = self.core.fresh_opening().map_err(Broken::Keys)?;
+                    self.opening = keys(self.version, fresh)?;
+                    if *asks == 1 {
+                        self.renew_sealing()?;
+                    }
+                }
+                _ => return Err(Broken::Unexpected),
+            }
+        }
+        self.message.extend_from_slice(left);
+        Ok(Opened::Nothing)
+    }
+
+    /// Goes on with fresh keys, and owes the peer the message that says so.
+    fn renew_sealing(&mut self) -> Result<(), Broken> {
+        if self.version != ProtocolVersion::TLSv1_3 {
+            return Ok(());
+        }
+        self.owe(record::HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0])?;
+        self.sealing = keys(self.version, self.core.fresh_sealing().map_err(Broken::Keys)?)?;
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub fn wear(&mut self) {
+        self.sealing.wear();
+    }
+}
+
+fn keys(version: ProtocolVersion, from: (u64, ConnectionTrafficSecrets)) -> Result<Keys, Broken> {
+    Keys::new(version, from).ok_or(Broken::Keys(Error::General("an unknown cipher".into())))
+}
+
+fn alert(plain: &[u8]) -> Result<Opened, Broken> {
+    let [_level, description] = plain else { return Err(Broken::Unexpected) };
+    match AlertDescription::from(*description) {
+        AlertDescription::CloseNotify => Ok(Opened::CloseNotify),
+        AlertDescription::UserCanceled => Ok(Opened::Nothing),
+        other => Err(Broken::Alert(other)),
+    }
+}
+
+impl Core {
+    fn version(&self) -> ProtocolVersion {
+        match self {
+            Self::Client(connection) => connection.protocol_version(),
+            Self::Server(connection) => connection.protocol_version(),
+        }
+    }
+
+    fn fresh_sealing(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        match self {
+            Self::Client(connection) => connection.update_tx_secret(),
+            Self::Server(connection) => connection.update_tx_secret(),
+        }
+    }
+
+    fn fresh_opening(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        match self {
+            Self::Client(connection) => connection.update_rx_secret(),
+            Self::Server(connection) => connection.update_rx_secret(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

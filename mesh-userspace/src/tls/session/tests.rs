@@ -1,0 +1,242 @@
+//! Sessions of this side against rustls' own connections, in every version and with every cipher.
+
+use std::{sync::Arc, time::Duration};
+
+use rustls::{
+    ClientConfig, ServerConfig, SupportedCipherSuite,
+    crypto::CryptoProvider,
+    pki_types::ServerName,
+    server::NoClientAuth,
+    sign::SingleCertAndKey,
+    version::{TLS12, TLS13},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use super::*;
+use crate::{
+    catalog::{Instance, InstanceHealth},
+    tls::{
+        TlsConfigs, handshake, provider,
+        record::MOST,
+        test_pki::Ca,
+        verify::{ServerIs, TrustBundle},
+    },
+};
+
+fn only(suite: SupportedCipherSuite) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { cipher_suites: vec![suite], ..CryptoProvider::clone(&provider()) })
+}
+
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+/// A client of this side at a server of rustls' own.
+async fn at_server(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, server::TlsStream<TcpStream>) {
+    let (configs, leaf, roots) = (TlsConfigs::default(), ca.leaf("web"), ca.roots());
+    let instance = Instance {
+        service: "db".parse().unwrap(),
+        id: "db".to_owned(),
+        node: "b".to_owned(),
+        datacenter: "dc1".to_owned(),
+        namespace: "default".to_owned(),
+        address: "10.0.0.2:1".parse().unwrap(),
+        mesh: "10.0.0.2:2".parse().unwrap(),
+        health: InstanceHealth::Passing,
+        weight: 1,
+        meshnode: false,
+    };
+    let made = configs.client(&leaf, &roots, &instance).unwrap();
+    let config = ServerConfig::builder_with_provider(only(suite))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .unwrap()
+        .with_client_cert_verifier(Arc::new(NoClientAuth))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(ca.leaf("db").key.clone())));
+    let (near, far) = sockets().await;
+    let accepting = TlsAcceptor::from(Arc::new(config)).accept(far);
+    let connecting = handshake::connect(made.config.clone(), made.name.clone(), &near);
+    let (session, peer) = tokio::join!(connecting, accepting);
+    (Mine { session: session.unwrap(), socket: near, received: Vec::new() }, peer.unwrap())
+}
+
+/// A server of this side for a client of rustls' own.
+async fn for_client(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, client::TlsStream<TcpStream>) {
+    let accepting = TlsConfigs::default().server(&ca.leaf("db"), &ca.roots()).unwrap();
+    let bundle = Arc::new(TrustBundle::new(ca.roots()).unwrap());
+    let verifier = ServerIs { bundle, expected: ca.leaf("db").id.clone() };
+    let config = ClientConfig::builder_with_provider(only(suite))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(ca.leaf("web").key.clone())));
+    let (near, far) = sockets().await;
+    let name = ServerName::try_from("db").unwrap();
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
+    let (accepted, peer) = tokio::join!(handshake::accept(&accepting, &near), connecting);
+    let (session, chain) = accepted.unwrap();
+    assert_eq!(crate::tls::peer_id(&chain).unwrap().service.as_str(), "web");
+    (Mine { session, socket: near, received: Vec::new() }, peer.unwrap())
+}
+
+/// This side: the session, and a socket for it.
+struct Mine {
+    session: Session,
+    socket: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Mine {
+    async fn send(&mut self, data: &[u8]) {
+        self.session.renew().unwrap();
+        let mut wire = std::mem::take(&mut self.session.owed);
+        for part in data.chunks(MOST) {
+            let from = wire.len();
+            wire.resize(from + part.len() + OVERHEAD, 0);
+            let length = self.session.seal(part, &[], &mut wire[from..]).unwrap();
+            wire.truncate(from + length);
+        }
+        self.socket.write_all(&wire).await.unwrap();
+    }
+
+    /// Receives until `count` bytes are there.
+    async fn receive(&mut self, count: usize) -> Vec<u8> {
+        let (mut data, mut plain) = (Vec::new(), vec![0; MOST + 2048]);
+        while data.len() < count {
+            match self.session.open(&self.received, &mut plain).unwrap() {
+                Some((held, length)) => {
+                    self.received.drain(..length);
+                    if let Opened::Data(length) = held {
+                        data.extend_from_slice(&plain[..length]);
+                    }
+                }
+                None => {
+                    let read = self.socket.read_buf(&mut self.received);
+                    assert!(timeout(Duration::from_secs(20), read).await.unwrap().unwrap() > 0);
+                }
+            }
+        }
+        data
+    }
+}
+
+/// Sends both ways: little, a record's most, and much.
+async fn talk<S>(mine: &mut Mine, peer: &mut S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    for size in [1, MOST, 100_000] {
+        let data: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        mine.send(&data).await;
+        let mut got = vec![0; size];
+        timeout(Duration::from_secs(20), peer.read_exact(&mut got)).await.unwrap().unwrap();
+        assert!(got == data, "{size} bytes to the peer");
+        peer.write_all(&data).await.unwrap();
+        peer.flush().await.unwrap();
+        assert!(mine.receive(size).await == data, "{size} bytes from the peer");
+    }
+}
+
+#[tokio::test]
+async fn each_cipher_of_each_version_is_understood_both_ways() {
+    let ca = Ca::new("td.consul");
+    for suite in provider().cipher_suites.clone() {
+        // The leafs are of P-256.
+        if suite.tls13().is_none() && format!("{:?}", suite.suite()).contains("RSA") {
+            continue;
+        }
+        let (mut mine, mut peer) = at_server(&ca, suite).await;
+        assert_eq!(peer.get_ref().1.negotiated_cipher_suite(), Some(suite));
+        talk(&mut mine, &mut peer).await;
+        let (mut mine, mut peer) = for_client(&ca, suite).await;
+        assert_eq!(peer.get_ref().1.negotiated_cipher_suite(), Some(suite));
+        talk(&mut mine, &mut peer).await;
+    }
+}
+
+#[tokio::test]
+async fn keys_are_renewed_on_this_side_when_they_are_worn_and_on_the_peers_word() {
+    let ca = Ca::new("td.consul");
+    let suite = provider().cipher_suites[0];
+    let (mut mine, mut peer) = at_server(&ca, suite).await;
+    for _ in 0..3 {
+        mine.session.wear();
+        talk(&mut mine, &mut peer).await;
+        peer.get_mut().1.refresh_traffic_keys().unwrap();
+        talk(&mut mine, &mut peer).await;
+    }
+    let (mut mine, mut peer) = for_client(&ca, suite).await;
+    mine.session.wear();
+    peer.get_mut().1.refresh_traffic_keys().unwrap();
+    talk(&mut mine, &mut peer).await;
+}
+
+#[tokio::test]
+async fn a_record_that_was_changed_or_repeated_or_is_none_ends_the_connection_with_an_alert() {
+    let ca = Ca::new("td.consul");
+    let suite = provider().cipher_suites[0];
+    type Spoil = fn(&mut Vec<u8>);
+    let cases: [(Spoil, BadRecord); 5] = [
+        (|wire| *wire.last_mut().unwrap() ^= 1, BadRecord::Forged),
+        (|wire| wire[6] ^= 1, BadRecord::Forged),
+        (|wire| wire[0] = 99, BadRecord::Malformed),
+        (|wire| wire[1] = 2, BadRecord::Malformed),
+        (|wire| wire[3] = 0xff, BadRecord::Oversized),
+    ];
+    for (spoil, expected) in cases {
+        let (mut mine, mut peer) = at_server(&ca, suite).await;
+        peer.write_all(b"spoil me").await.unwrap();
+        peer.flush().await.unwrap();
+        let mut wire = Vec::new();
+        let plain = &mut vec![0; MOST + 2048];
+        // Session tickets come before the data.
+        let record = loop {
+            match record::whole(&wire).unwrap() {
+                Some(record) if record.len() < 60 => break record.to_vec(),
+                Some(record) => {
+                    let length = record.len();
+                    assert_eq!(mine.session.open(&wire, plain).unwrap(), Some((Opened::Nothing, length)));
+                    wire.drain(..length);
+                }
+                None => assert!(mine.socket.read_buf(&mut wire).await.unwrap() > 0),
+            }
+        };
+        let mut spoiled = record.clone();
+        spoil(&mut spoiled);
+        let error = mine.session.open(&spoiled, plain).unwrap_err();
+        assert_eq!(error, Broken::Record(expected));
+        mine.session.abort(&error);
+        mine.socket.write_all(&mine.session.owed).await.unwrap();
+        let told = peer.read(&mut [0]).await.unwrap_err();
+        assert!(told.to_string().contains("alert"), "{told}");
+    }
+    // Sequence numbers: the same record is good once.
+    let (mut mine, mut peer) = for_client(&ca, suite).await;
+    peer.write_all(b"once").await.unwrap();
+    peer.flush().await.unwrap();
+    let (mut wire, plain) = (Vec::new(), &mut vec![0; MOST + 2048]);
+    while record::whole(&wire).unwrap().is_none() {
+        assert!(mine.socket.read_buf(&mut wire).await.unwrap() > 0);
+    }
+    assert!(matches!(mine.session.open(&wire, plain), Ok(Some((Opened::Data(4), _)))));
+    assert_eq!(mine.session.open(&wire, plain), Err(Broken::Record(BadRecord::Forged)));
+}
+
+#[tokio::test]
+async fn the_end_is_close_notify_and_an_alert_is_named() {
+    let ca = Ca::new("td.consul");
+    let (mut mine, mut peer) = at_server(&ca, provider().cipher_suites[0]).await;
+    mine.session.close().unwrap();
+    mine.send(&[]).await;
+    assert_eq!(peer.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(alert(&[1, 0]), Ok(Opened::CloseNotify));
+    assert_eq!(alert(&[2, 49]), Err(Broken::Alert(AlertDescription::AccessDenied)));
+    assert_eq!(alert(&[2]), Err(Broken::Unexpected));
+}
