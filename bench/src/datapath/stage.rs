@@ -132,6 +132,7 @@ impl Stage {
     /// The same with variables of the environment.
     pub fn start_with(&mut self, place: Place, port: u16, words: &[&str], variables: &[(&str, &str)]) {
         let host = self.host(place.on);
+        assert!(listens(host, port).is_err(), "port {port} of {} is taken", host.name);
         let mut command = host.command(place.cgroup, words);
         command.envs(variables.iter().copied());
         let mut process = Process::spawn(command, &host.log_file(words[0]));

@@ -38,8 +38,10 @@ impl Look {
     /// When one of them is not what the others do.
     pub fn end(self, stage: &Stage, lanes: &[(&'static Contestant, Lane)]) -> BTreeMap<&'static str, Chosen> {
         for (_, lane) in lanes {
-            // Once more: whoever resumes sessions has one by now.
-            stage.until_answered(lane.client, lane.dial);
+            // Several times: whoever resumes sessions, perhaps in each thread its own, has one by then.
+            for _ in 0..8 {
+                stage.until_answered(lane.client, lane.dial);
+            }
         }
         let traces = self.captures.map(|(on, capture)| (on, capture.stop()));
         let mut found = BTreeMap::new();
