@@ -4,6 +4,7 @@
 //! client (disk cache, then live) → maps → listeners → admin socket. Nothing is let through that a part not started
 //! yet would have refused: until the maps say otherwise, the kernel denies.
 
+mod clear;
 mod egress;
 mod gateways;
 mod kernel;
@@ -54,7 +55,6 @@ use crate::{
         events,
         guards::Guards,
         names::NameReader,
-        uncaptured::established,
     },
     dns::{self, Dns, Zones},
     identity::ServiceName,
@@ -159,6 +159,8 @@ pub struct Daemon {
     announce: watch::Sender<Arc<Vec<LocalService>>>,
     listeners: Listeners,
     namespaces: namespaces::Served,
+    /// `None`: no other network namespace than the host's is served.
+    visitor: Option<Visitor>,
     guards: Guards,
     recent: events::Recent,
     started: Instant,
@@ -241,6 +243,7 @@ impl Daemon {
             announce,
             listeners,
             namespaces: namespaces::Served::default(),
+            visitor: visitor.clone(),
             guards,
             recent,
             started: Instant::now(),
@@ -577,8 +580,9 @@ impl AdminBackend for Daemon {
     fn cut(&self, CutRequest { service }: CutRequest) -> Answer<'_, CutReport> {
         Box::pin(async move {
             let system = |error: &dyn std::fmt::Display| AdminError::System(error.to_string());
-            let connections =
-                spawn_blocking(established).await.map_err(|e| system(&e))?.map_err(|e| system(&e))?;
+            let (visitor, namespaces) = (self.visitor.clone(), self.namespaces.clone());
+            let listing = spawn_blocking(move || clear::connections(visitor.as_ref(), &namespaces));
+            let connections = listing.await.map_err(|e| system(&e))?.map_err(|e| system(&e))?;
             let uncaptured = self.kernel.lock().uncaptured(connections);
             let mut report = CutReport::default();
             for one in uncaptured {
@@ -586,7 +590,7 @@ impl AdminBackend for Daemon {
                     continue;
                 }
                 let status = status::uncaptured_status(self, &one);
-                match one.cut() {
+                match clear::cut(self.visitor.as_ref(), &one).await {
                     Ok(()) => report.cut.push(status),
                     Err(error) => report.failed.push(format!("{} → {}: {error}", one.local, one.remote)),
                 }

@@ -308,3 +308,38 @@ fn replicas_take_turns_and_one_that_does_not_answer_is_passed_over() {
         assert_eq!(heard(), "2");
     }
 }
+
+/// As `existing` has it for the host's own network namespace.
+#[test]
+fn connection_in_a_container_from_before_the_daemon_is_listed_where_it_is_and_can_be_cut() {
+    require_root!();
+    let net = mesh_tests::net::Network::new();
+    let (a, b) = (net.host("a"), net.host("b"));
+    let container = Container::new(&b, 1, "db/container");
+    let _server = serve(&b, &container, "0.0.0.0:5432", "welcome");
+    b.space().cgroup().child("unmanaged");
+    let to = format!("{}:5432", container.v4);
+    let mut before = b.spawn_probe("unmanaged", &["connect", &to, "--wait", "120000", "--read", "8"]);
+    wait::until("the connection", || {
+        let table = b.run("", &["ss", "-Htn", "state", "established", "dst", &to]).ok();
+        if table.is_empty() { Err(before.log()) } else { Ok(()) }
+    });
+
+    let mut scene = Scene::new(&[]);
+    scene.on_b = db();
+    let mesh = scene.start_on(net, a, b);
+    let status = mesh.b.wait_status("what is in clear", |s| !s.list("uncaptured").is_empty());
+    let [one] = status.list("uncaptured") else { panic!("{:#}", status.0) };
+    assert_eq!((&one["direction"], &one["destination"]), (&"inbound".into(), &"db".into()), "{one}");
+    assert_eq!((&one["local"], &one["source"]), (&to.clone().into(), &"".into()), "{one}");
+    let inode = container.enter_as(&mesh.b.host).network_inode();
+    assert_eq!(one["namespace"], inode, "{one}");
+    let shown = mesh.b.cli(&["status"]).ok();
+    assert!(shown.contains(&format!("in net:[{inode}]")), "{shown}");
+    assert!(before.ended().is_none(), "it goes on");
+
+    let said = mesh.b.cli(&["cut"]).ok();
+    assert!(said.starts_with("cut (unmanaged) → db  "), "{said}");
+    before.wait();
+    mesh.b.wait_status("nothing left", |s| s.list("uncaptured").is_empty());
+}

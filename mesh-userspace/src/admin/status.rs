@@ -114,6 +114,9 @@ pub struct UncapturedStatus {
     pub cgroup: String,
     pub local: SocketAddr,
     pub remote: SocketAddr,
+    /// The inode number of the network namespace that it is in, if that is not the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<u64>,
 }
 
 /// One workload: the service that it is, and the cgroups in which its processes are.

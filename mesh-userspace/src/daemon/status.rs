@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Daemon, namespaces::Guarded, virtual_ips};
+use super::{Daemon, clear, namespaces::Guarded, virtual_ips};
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
@@ -19,7 +19,7 @@ use crate::{
         engine::WorkloadCgroup,
         events::{Kind, Report},
         load::AttachState,
-        uncaptured::{self, End, Uncaptured},
+        uncaptured::{End, Uncaptured},
     },
     identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
@@ -34,7 +34,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let listeners = daemon.listeners();
     let guarded = guarded(daemon);
     // Neither the list of sockets nor that of listeners is made with the engine locked: one takes long, the other a lock.
-    let (connections, listed) = match uncaptured::established() {
+    let (connections, listed) = match clear::connections(daemon.visitor.as_ref(), &daemon.namespaces) {
         Ok(all) => (all, None),
         Err(error) => {
             (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
@@ -106,6 +106,7 @@ pub fn uncaptured_status(daemon: &Daemon, one: &Uncaptured) -> UncapturedStatus 
         cgroup: one.cgroup.as_deref().map_or_else(String::new, |path| daemon.governed.relative(path)),
         local: one.local,
         remote: one.remote,
+        namespace: one.namespace().map(|namespace| namespace.inode),
     }
 }
 

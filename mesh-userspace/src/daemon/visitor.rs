@@ -1,5 +1,5 @@
-//! The thread that looks into network namespaces and opens sockets there: the only one that keeps `CAP_SYS_ADMIN` (to
-//! enter) and `CAP_SYS_PTRACE` (to see where a process is).
+//! The thread that looks into network namespaces, and opens, lists and destroys sockets there: the only one that keeps
+//! `CAP_SYS_ADMIN` (to enter) and `CAP_SYS_PTRACE` (to see where a process is).
 //!
 //! It holds a descriptor of each namespace, other than the host's, that a process of a workload is in, from one
 //! [`look`](Visitor::look) to the one that does not find any there: what keeps a namespace alive is let go with it.
@@ -20,8 +20,13 @@ use tokio::sync::oneshot;
 use super::place::{self, EXEC_CGROUP};
 use crate::identity::ServiceName;
 
-const KEPT: [Capability; 3] =
-    [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH];
+const KEPT: [Capability; 4] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_DAC_READ_SEARCH,
+    // To destroy sockets there.
+    Capability::CAP_NET_ADMIN,
+];
 
 /// The way to ask the thread; it ends when the last of these is dropped.
 #[derive(Clone)]
@@ -83,6 +88,22 @@ impl Visitor {
     ) -> io::Result<T> {
         let opened = self.ask(move |home| home.inside(inode, open)).await;
         opened.unwrap_or_else(|| Err(io::Error::other("the thread that enters network namespaces has ended")))
+    }
+
+    /// As [`inside`](Self::inside), for a thread that may block.
+    ///
+    /// # Errors
+    /// Those of `act`; `NotFound`: the namespace is not there any more.
+    pub fn inside_now<T: Send + 'static>(
+        &self,
+        inode: u64,
+        act: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (answer, answered) = mpsc::channel();
+        let errand: Errand = Box::new(move |home| drop(answer.send(home.inside(inode, act))));
+        let ended = || io::Error::other("the thread that enters network namespaces has ended");
+        self.0.send(errand).map_err(|_| ended())?;
+        answered.recv().map_err(|_| ended())?
     }
 
     async fn ask<T: Send + 'static>(

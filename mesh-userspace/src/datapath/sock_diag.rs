@@ -1,4 +1,4 @@
-//! sock_diag(7): listing the sockets of the host's namespace, reading the counters of one, and destroying it.
+//! sock_diag(7): listing the sockets of a network namespace, reading the counters of one, and destroying it.
 
 use std::{io, net::IpAddr};
 
@@ -130,12 +130,22 @@ pub struct Connection {
     pub cookie: u64,
     /// The id of the cgroup that the socket was made in; 0 where the kernel does not say.
     pub cgroup: u64,
+    /// Where it is, if not in the host's network namespace.
+    pub namespace: Option<Namespace>,
+}
+
+/// A network namespace other than the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// As in `net:[4026531840]`.
+    pub inode: u64,
+    pub cookie: u64,
 }
 
 /// `INET_DIAG_CGROUP_ID` (include/uapi/linux/inet_diag.h).
 const CGROUP_ID: u16 = 21;
 
-/// Lists the TCP sockets of programs over which bytes can still come or go; once each, however the kernel's table moves
+/// Lists the TCP sockets of programs, in the calling thread's network namespace, over which bytes can still come or go; once each, however the kernel's table moves
 /// meanwhile. It takes time that grows with their number.
 ///
 /// # Errors
@@ -200,6 +210,7 @@ fn connection(response: &InetResponse) -> Connection {
         remote: end(id.destination_address, id.destination_port),
         cookie: u64::from_ne_bytes(id.cookie),
         cgroup: cgroup.unwrap_or_default(),
+        namespace: None,
     }
 }
 

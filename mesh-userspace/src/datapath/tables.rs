@@ -178,15 +178,17 @@ impl Tables {
         self.destinations.held.get(&endpoint).map(|destination| destination.service)
     }
 
-    /// The service that a strictly guarded port of this host belongs to.
-    pub fn guarded(&self, port: Port) -> Option<ServiceId> {
-        let protected = self.protected.held.get(&ProtectedKey::new(self.host_netns, port))?;
+    /// The service that a strictly guarded port belongs to, in the network namespace with the cookie `netns` (`None`: the
+    /// host's).
+    pub fn guarded(&self, netns: Option<u64>, port: Port) -> Option<ServiceId> {
+        let protected =
+            self.protected.held.get(&ProtectedKey::new(netns.unwrap_or(self.host_netns), port))?;
         (protected.flags & PROTECTED_PERMISSIVE == 0).then_some(protected.service)
     }
 
-    /// Whether an address, other than a loopback one, is this host's.
-    pub fn is_own(&self, addr: Addr) -> bool {
-        self.host_addrs.held.contains_key(&HostAddrKey { netns: self.host_netns, addr })
+    /// Whether an address, other than a loopback one, is that namespace's.
+    pub fn is_own(&self, netns: Option<u64>, addr: Addr) -> bool {
+        self.host_addrs.held.contains_key(&HostAddrKey { netns: netns.unwrap_or(self.host_netns), addr })
     }
 
     pub fn allows(&self, key: PolicyKey) -> bool {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, net::SocketAddr, path::PathBuf};
 
 use mesh_common::{addr::Endpoint, policy::ServiceId};
 
-pub use super::sock_diag::{Connection, established};
+pub use super::sock_diag::{Connection, Namespace, established};
 use super::{classify::Classifier, sock_diag, tables::Tables};
 use crate::identity::ServiceName;
 
@@ -45,7 +45,12 @@ pub(super) struct Facts<'a> {
 }
 
 impl Uncaptured {
-    /// Destroys it: its program sees `ECONNABORTED`, its peer a reset.
+    /// Where it is, if not in the host's network namespace.
+    pub fn namespace(&self) -> Option<Namespace> {
+        self.connection.namespace
+    }
+
+    /// Destroys it: its program sees `ECONNABORTED`, its peer a reset. Call it in its network namespace.
     ///
     /// # Errors
     /// The kernel's; that it ended by itself meanwhile is none.
@@ -69,8 +74,9 @@ fn judge_one(
     cgroups: &HashMap<u64, &PathBuf>,
     connection: Connection,
 ) -> Option<Uncaptured> {
-    let Connection { local, remote, cookie, cgroup } = connection;
-    let here = |end: &Endpoint| end.addr.is_loopback() || facts.tables.is_own(end.addr);
+    let Connection { local, remote, cookie, cgroup, namespace } = connection;
+    let netns = namespace.map(|namespace| namespace.cookie);
+    let here = |end: &Endpoint| end.addr.is_loopback() || facts.tables.is_own(netns, end.addr);
     let path = cgroups.get(&cgroup).map(|path| PathBuf::clone(path));
     let owner = path.as_deref().and_then(|path| facts.classifier.workload_of(path));
     let exempt = owner.is_some_and(|owner| owner.service.is_none());
@@ -80,10 +86,10 @@ fn judge_one(
     let source = owner.and_then(|owner| owner.service.clone());
     let (end, source, destination) = if here(&remote) {
         // From its other end it is the service's own.
-        let destination = facts.tables.guarded(remote.port).filter(|_| !(facts.direct)(cookie))?;
+        let destination = facts.tables.guarded(netns, remote.port).filter(|_| !(facts.direct)(cookie))?;
         (End::Local, source, destination)
     } else if here(&local)
-        && let Some(destination) = facts.tables.guarded(local.port)
+        && let Some(destination) = facts.tables.guarded(netns, local.port)
     {
         (End::Inbound, None, destination)
     } else {

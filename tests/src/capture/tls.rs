@@ -27,8 +27,11 @@ pub fn check_tls13(to_server: &[u8], to_client: &[u8]) -> Result<(), String> {
 /// # Errors
 /// Words, for the first one that is not.
 pub fn check_sealed(bytes: &[u8]) -> Result<(), String> {
-    match Records(bytes).find(|(kind, _)| *kind != APPLICATION_DATA) {
-        Some((kind, _)) => Err(format!("a record of type {kind} in clear")),
+    let mut records = Records(bytes);
+    let begun = records.by_ref().map(|(kind, _)| kind).collect::<Vec<_>>().into_iter();
+    // Of the last one, too, of which the end was not seen.
+    match begun.chain(records.0.first().copied()).find(|kind| *kind != APPLICATION_DATA) {
+        Some(kind) => Err(format!("a record of type {kind} in clear")),
         None => Ok(()),
     }
 }

@@ -236,7 +236,10 @@ fn uncaptured(report: &StatusReport, style: Style) -> String {
             Cell::coloured(format!("{source} → {destination}"), Colour::Bad),
             one.local.to_string().into(),
             one.remote.to_string().into(),
-            one.cgroup.as_str().into(),
+            match one.namespace {
+                Some(inode) => format!("{} in net:[{inode}]", one.cgroup).into(),
+                None => one.cgroup.as_str().into(),
+            },
         ]);
     }
     table.render(style)

@@ -8,7 +8,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::identity::ServiceName;
+use crate::{datapath::uncaptured, identity::ServiceName};
 
 /// By inode number (as in `net:[4026531840]`).
 #[derive(Clone, Default)]
@@ -84,6 +84,12 @@ impl Served {
             },
         });
         each.collect()
+    }
+
+    /// All of them.
+    pub fn each(&self) -> Vec<uncaptured::Namespace> {
+        let all = self.lock();
+        all.iter().map(|(inode, n)| uncaptured::Namespace { inode: *inode, cookie: n.cookie }).collect()
     }
 
     pub fn has(&self, inode: u64) -> bool {
