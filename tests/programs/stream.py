@@ -89,6 +89,8 @@ class Served:
                 return
             line += part
         case = line.decode().strip()
+        # What an earlier client of the case did is not this one's, whoever asks first.
+        self.reports.pop(case, None)
         seen = getattr(self, "do_" + case.replace("-", "_"), self.do_echo)(sock)
         sock.close()
         if case != "report":
