@@ -125,8 +125,6 @@ struct Shared {
     captured: Arc<dyn CapturedFlows>,
     tls: TlsConfigs,
     pool: Pool,
-    /// Ends what waits for a flow.
-    stop: CancellationToken,
     flows: Arc<FlowTable>,
     connections: TaskTracker,
     guard_log: audit::RateLimit,
@@ -154,7 +152,6 @@ pub fn start(
         captured,
         tls: TlsConfigs::default(),
         pool: Pool::new(settings.pool),
-        stop: stop.child_token(),
         flows: Arc::default(),
         connections: TaskTracker::new(),
         guard_log: audit::RateLimit::per_second(10),
@@ -362,9 +359,15 @@ impl ProxyHandle {
 
     fn serve_inbound(&self, target: inbound::Target, bound: TcpListener, address: SocketAddr) -> MeshPort {
         let (target, stop) = (Arc::new(ArcSwap::from_pointee(target)), self.stop.child_token());
-        let (shared, served) = (self.shared.clone(), target.clone());
+        let (shared, served, ending) = (self.shared.clone(), target.clone(), stop.clone());
         self.listeners.spawn(accept::accept_all("inbound", bound, stop.clone(), move |stream, peer| {
-            shared.connections.spawn(inbound::serve(shared.clone(), served.clone(), stream, peer));
+            shared.connections.spawn(inbound::serve(
+                shared.clone(),
+                served.clone(),
+                ending.clone(),
+                stream,
+                peer,
+            ));
         }));
         MeshPort { target, address, stop }
     }

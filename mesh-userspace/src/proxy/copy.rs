@@ -15,12 +15,13 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::Duration,
 };
 
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 
 use super::{
@@ -28,7 +29,7 @@ use super::{
     flow::Flow,
     link::{self, Link, Word},
     reason::Reason,
-    socket::{pending_error, poll_read, poll_write, shutdown},
+    socket::{is_deaf, pending_error, poll_read, poll_write, shutdown},
 };
 use crate::tls::{Opened, Session, record};
 
@@ -49,6 +50,8 @@ pub(super) struct Start {
     pub(super) word: Option<Word>,
     /// What of the peer's the program is to get first.
     pub(super) first: Option<Buffer>,
+    /// The peer has this long to acknowledge something: it may be gone without a word.
+    pub(super) trial: Option<Duration>,
 }
 
 /// Copies until both directions are closed, or until the first error, which the caller passes on as a reset. Between
@@ -59,7 +62,7 @@ pub(super) async fn copy(
     flow: &Flow,
     start: Start,
 ) -> Result<(), Reason> {
-    let Link { socket: mesh, tls, received, settled, trial, .. } = link;
+    let Link { socket: mesh, tls, received, settled, .. } = link;
     let meshnode = tls.is_meshnode;
     *settled = false;
     let mut copy = Copy {
@@ -70,7 +73,7 @@ pub(super) async fn copy(
         meshnode,
         role: start.role,
         settled,
-        trial,
+        trial: start.trial.map(|patience| (patience, Box::pin(sleep(patience)))),
         word: start.word,
         outgoing: Outgoing::Open,
         incoming: Incoming::Open { unopened: true },
@@ -95,7 +98,7 @@ struct Copy<'a> {
     meshnode: bool,
     role: Role,
     settled: &'a mut bool,
-    trial: &'a mut Option<Instant>,
+    trial: Option<(Duration, Pin<Box<Sleep>>)>,
     /// What the next record to the mesh is, if not data.
     word: Option<Word>,
     outgoing: Outgoing,
@@ -148,6 +151,14 @@ type Progress = Result<bool, Reason>;
 
 impl Copy<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        if let Some((patience, over)) = &mut self.trial
+            && over.as_mut().poll(cx).is_ready()
+        {
+            if is_deaf(self.mesh, *patience) {
+                return Poll::Ready(Err(Reason::ConnectTimeout));
+            }
+            self.trial = None;
+        }
         for _ in 0..ROUNDS {
             let moved = self.round(cx).map_err(|reason| self.cause(reason))?;
             if self.outgoing == Outgoing::Closed && self.incoming == Incoming::Closed {
@@ -230,10 +241,6 @@ impl Copy<'_> {
                 Ok(true)
             }
             Poll::Ready(Ok(count)) => {
-                // It has acknowledged all along.
-                if self.trial.is_some_and(|until| until < Instant::now()) {
-                    link::end_trial(self.mesh, self.trial);
-                }
                 self.seal(&plain.all()[..count])?;
                 self.flow.add_out(count);
                 Ok(true)
@@ -342,7 +349,7 @@ impl Copy<'_> {
                     Poll::Ready(Err(error)) => Err(Reason::PeerReset(error.kind())),
                     Poll::Ready(Ok(0)) => Err(Reason::Truncated),
                     Poll::Ready(Ok(count)) => {
-                        link::end_trial(self.mesh, self.trial);
+                        self.trial = None;
                         wire.fill(count);
                         self.open(wire)?;
                         Ok(true)
@@ -370,46 +377,56 @@ impl Copy<'_> {
     fn open(&mut self, mut wire: Buffer) -> Result<(), Reason> {
         // Plaintext is shorter than its records, so that it has room.
         let (mut plain, mut filled) = (Buffer::take(), 0);
-        while matches!(self.incoming, Incoming::Open { .. }) {
-            match self.tls.open(&wire, &mut plain.all()[filled..]) {
+        let mut broken = None;
+        while broken.is_none() && matches!(self.incoming, Incoming::Open { .. }) {
+            match self.open_one(&mut wire, &mut plain.all()[filled..]) {
+                Ok(Some(length)) => filled += length,
                 Ok(None) => break,
-                Ok(Some((held, length))) => {
-                    wire.consume(length);
-                    match held {
-                        Opened::Data(length) if self.meshnode => {
-                            let (word, length) = link::word(&plain.all()[filled..], length)?;
-                            let said = &plain.all()[filled..filled + length];
-                            match word {
-                                Word::Data => {}
-                                Word::End => self.incoming = Incoming::Closing,
-                                Word::EndLast if self.role == Role::Caller => {
-                                    *self.settled = true;
-                                    self.incoming = Incoming::Closing;
-                                }
-                                Word::Refused => return Err(link::refused(said)),
-                                _ => return Err(link::out_of_turn()),
-                            }
-                            filled += length;
-                        }
-                        Opened::Data(length) => filled += length,
-                        Opened::Nothing => {}
-                        Opened::CloseNotify => self.incoming = Incoming::Closing,
-                    }
-                }
-                Err(error) => {
-                    self.tls.abort(&error);
-                    // A last attempt to tell the peer why; the reset follows anyway.
-                    if self.sealed.is_none() {
-                        let _ = self.mesh.try_write(&self.tls.owed);
-                    }
-                    return Err(link::broken(&error));
-                }
+                Err(reason) => broken = Some(reason),
             }
         }
         *self.received = (!wire.is_empty()).then_some(wire);
+        // What came in order before something did not is the program's.
         plain.hold(0, filled);
         self.deliver(plain);
-        Ok(())
+        broken.map_or(Ok(()), Err)
+    }
+
+    /// Opens the first record of `wire` into `plain`; returns how much of the program's it held. `None`: it is not all there.
+    fn open_one(&mut self, wire: &mut Buffer, plain: &mut [u8]) -> Result<Option<usize>, Reason> {
+        let opened = self.tls.open(wire, plain).map_err(|error| {
+            self.tls.abort(&error);
+            // A last attempt to tell the peer why; the reset follows anyway.
+            if self.sealed.is_none() {
+                let _ = self.mesh.try_write(&self.tls.owed);
+            }
+            link::broken(&error)
+        })?;
+        let Some((held, length)) = opened else { return Ok(None) };
+        wire.consume(length);
+        match held {
+            Opened::Nothing => Ok(Some(0)),
+            Opened::CloseNotify if self.meshnode => Err(link::out_of_turn()),
+            Opened::CloseNotify => {
+                self.incoming = Incoming::Closing;
+                Ok(Some(0))
+            }
+            Opened::Data(length) if self.meshnode => {
+                let (word, length) = link::word(plain, length)?;
+                match (word, self.role) {
+                    (Word::Data, _) => {}
+                    (Word::End, _) => self.incoming = Incoming::Closing,
+                    (Word::EndLast, Role::Caller) => {
+                        *self.settled = true;
+                        self.incoming = Incoming::Closing;
+                    }
+                    (Word::Refused, Role::Caller) => return Err(link::refused(&plain[..length])),
+                    _ => return Err(link::out_of_turn()),
+                }
+                Ok(Some(length))
+            }
+            Opened::Data(length) => Ok(Some(length)),
+        }
     }
 
     /// Writes to the program what it takes now, and keeps the rest.

@@ -107,10 +107,11 @@ pub(super) struct Target {
     pub(super) program: Program,
 }
 
-/// Serves one connection to a mesh port: one flow, or, between meshnodes, one after another.
+/// Serves one connection to a mesh port: one flow, or, between meshnodes, one after another until `stop`.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     target: Arc<ArcSwap<Target>>,
+    stop: CancellationToken,
     mesh: TcpStream,
     peer: SocketAddr,
 ) {
@@ -151,14 +152,19 @@ pub(super) async fn serve(
             return;
         }
         caller.next = tokio::select! {
-            () = shared.stop.cancelled() => return,
+            () = stop.cancelled() => return,
             next = caller.link.next_flow() => match next {
-                Ok(next) => Some(next),
+                Ok(next) if caller.link.begin().is_ok() => Some(next),
                 // The caller has no further use for it.
-                Err(_) => return,
+                _ => return,
             },
         };
-        to = target.load_full();
+        let now = target.load_full();
+        if now.name != to.name {
+            // It authenticated this host as another service.
+            return;
+        }
+        to = now;
         flow = open(&to);
     }
 }
@@ -234,18 +240,16 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
         caller.link.say(Word::Opened, &[]).await?;
     }
     shared.opened(flow, &caller.link.tls);
+    let start = Start { role: Role::Server, word: None, first, trial: None };
     tokio::select! {
-        copied = copy::copy(&program, &mut caller.link, flow, Start { role: Role::Server, word: None, first }) => copied?,
+        copied = copy::copy(&program, &mut caller.link, flow, start) => copied?,
         () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
     }
     socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
-    if caller.link.tls.is_meshnode {
-        if !caller.link.settled {
-            caller.link.say(Word::Done, &[]).await?;
-        }
-        return Ok(());
+    if caller.link.tls.is_meshnode && !caller.link.settled {
+        caller.link.say(Word::Done, &[]).await?;
     }
-    socket::close_cleanly(&caller.link.socket).map_err(|e| Reason::PeerReset(e.kind()))
+    caller.link.may_close().map_err(|e| Reason::PeerReset(e.kind()))
 }
 
 /// What this host proves itself with to callers of the service.

@@ -18,14 +18,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     buffer::Buffer,
     reason::Reason,
-    socket::{poll_read, poll_write},
+    socket::{self, poll_read, poll_write},
 };
-use crate::tls::{Broken, Opened, Session, refusal};
+use crate::tls::{Broken, Opened, Session, record::OVERHEAD, refusal};
+
+/// How long a peer may take to take the word that its flow is refused.
+const REFUSING: Duration = Duration::from_secs(1);
 
 /// What a record between meshnodes is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,8 +88,6 @@ pub(super) struct Link {
     pub(super) used: Instant,
     /// The server's last word of the last flow is said (as the server), or heard (as the caller).
     pub(super) settled: bool,
-    /// It waited, and nothing has come since: the peer may be gone without a word. See [`try_out`](Self::try_out).
-    pub(super) trial: Option<Instant>,
 }
 
 /// The beginning of a flow, as the server gets it.
@@ -111,30 +112,37 @@ impl Link {
             .map(|buffer| buffer.ok_or_else(|| Reason::BrokenTls("too much came with the handshake".into())))
             .transpose()?;
         let made = Instant::now();
-        Ok(Self { socket, tls, received, made, used: made, settled: true, trial: None })
+        Ok(Self { socket, tls, received, made, used: made, settled: true })
     }
 
     /// Whether the next flow may begin: the last one has ended at the server too, and nothing else has come, the end of the
     /// connection included. `None`: not yet.
     pub(super) fn is_free(&mut self) -> Option<bool> {
+        if socket::is_silent(&self.socket) {
+            return self.settled.then_some(self.received.is_none());
+        }
+        if self.settled {
+            return Some(false);
+        }
         let waker = std::task::Waker::noop();
         match self.poll_record(&mut Context::from_waker(waker)) {
-            Poll::Ready(Ok((Word::Done, _))) if !self.settled => {
+            Poll::Ready(Ok((Word::Done, _))) => {
                 self.settled = true;
-                self.is_free()
+                Some(self.received.is_none() && socket::is_silent(&self.socket))
             }
             Poll::Ready(_) => Some(false),
-            Poll::Pending if self.received.is_some() => Some(false),
-            Poll::Pending => self.settled.then_some(true),
+            Poll::Pending => None,
         }
     }
 
-    /// Has the kernel give the connection up when the peer does not acknowledge for `patience`, as connecting anew would be,
-    /// until something comes.
-    pub(super) fn try_out(&mut self, patience: Duration) -> io::Result<()> {
-        socket2::SockRef::from(&self.socket).set_tcp_user_timeout(Some(patience))?;
-        self.trial = Some(Instant::now() + patience);
-        Ok(())
+    /// A flow ended in order: what is under way is still delivered if the connection ends now.
+    pub(super) fn may_close(&self) -> io::Result<()> {
+        socket::close_cleanly(&self.socket)
+    }
+
+    /// A flow begins: from here on the end of the connection is a reset.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        socket::reset_on_drop(&self.socket)
     }
 
     /// Opens a flow without any of its bytes, and waits until the peer has its program on the line.
@@ -158,21 +166,18 @@ impl Link {
         }
     }
 
-    /// Sends a record of this side's own.
+    /// Sends a record of this side's own, of a few bytes.
     pub(super) async fn say(&mut self, word: Word, data: &[u8]) -> Result<(), Reason> {
-        let mut sealed = Buffer::take();
+        // What was sealed before goes before.
         let owed = std::mem::take(&mut self.tls.owed);
-        let room = sealed.all();
-        room[..owed.len()].copy_from_slice(&owed);
-        let length = self
-            .tls
-            .seal(data, &[word as u8], &mut room[owed.len()..])
-            .map_err(|e| Reason::BrokenTls(e.to_string()))?;
-        sealed.hold(0, owed.len() + length);
+        let mut record = [0; 16 + OVERHEAD];
+        let length = self.tls.seal(data, &[word as u8], &mut record).map_err(|e| broken(&e))?;
+        let all = [&owed, &record[..length]].concat();
+        let mut left = &all[..];
         std::future::poll_fn(|cx| {
-            while !sealed.is_empty() {
-                let count = ready!(poll_write(&self.socket, cx, &sealed))?;
-                sealed.consume(count);
+            while !left.is_empty() {
+                let count = ready!(poll_write(&self.socket, cx, left))?;
+                left = &left[count..];
             }
             Poll::Ready(Ok(()))
         })
@@ -182,9 +187,10 @@ impl Link {
 
     /// Refuses the flow that was just opened. The connection is not to be used again.
     pub(super) async fn refuse(&mut self, why: Refusal) {
-        // A peer that is gone already needs no word.
-        if self.say(Word::Refused, &[why as u8]).await.is_ok() {
-            let _ = socket2::SockRef::from(&self.socket).set_linger(None);
+        // A peer that is gone, or does not listen, gets no word.
+        let said = timeout(REFUSING, self.say(Word::Refused, &[why as u8])).await;
+        if matches!(said, Ok(Ok(()))) {
+            let _ = self.may_close();
         }
     }
 
@@ -217,23 +223,12 @@ impl Link {
                 wire.fill(count);
             }
             self.received = (!wire.is_empty()).then_some(wire);
-            if matches!(read, Poll::Ready(Ok(1..))) {
-                end_trial(&self.socket, &mut self.trial);
-            }
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(Reason::PeerReset(io::ErrorKind::UnexpectedEof))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(Reason::PeerReset(error.kind()))),
             }
         }
-    }
-}
-
-/// The peer is there: from here on the network may fail for as long as TCP bears it.
-pub(super) fn end_trial(socket: &TcpStream, trial: &mut Option<Instant>) {
-    if trial.take().is_some() {
-        // It cannot fail for a socket; if it did, an outage would end the flow sooner.
-        let _ = socket2::SockRef::from(socket).set_tcp_user_timeout(None);
     }
 }
 

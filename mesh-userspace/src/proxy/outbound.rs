@@ -74,13 +74,14 @@ async fn carry(shared: &Shared, program: TcpStream, place: Place, flow: &Flow) -
         cookie,
     });
     let route = shared.with_mesh(|mesh| decision::route(mesh, origin, original_dst, SystemTime::now()))?;
-    let Upstream { mut link, word, client, _load } = upstream::connect(shared, &route, flow).await?;
+    let Upstream { mut link, word, untried, client, _load } = upstream::connect(shared, &route, flow).await?;
     shared.opened(flow, &link.tls);
-    copy::copy(&program, &mut link, flow, Start { role: Role::Caller, word, first: None }).await?;
+    let trial = untried.then_some(shared.settings.connect_timeout);
+    copy::copy(&program, &mut link, flow, Start { role: Role::Caller, word, first: None, trial }).await?;
     socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
+    link.may_close().map_err(|e| Reason::PeerReset(e.kind()))?;
     if link.tls.is_meshnode {
         shared.pool.put(client, flow.upstream().expect("invariant: it has carried bytes"), link);
-        return Ok(());
     }
-    socket::close_cleanly(&link.socket).map_err(|e| Reason::PeerReset(e.kind()))
+    Ok(())
 }

@@ -65,28 +65,32 @@ impl Pool {
         self.count.load(Relaxed)
     }
 
-    /// Returns the link that waited the shortest, if its other end is there and has done with the flow before.
+    /// Returns the link that waited the shortest of those whose other end is there and has done with the flow before.
     pub(super) fn take(&self, client: &Arc<Client>, mesh: SocketAddr) -> Option<Link> {
         let key = key(client, mesh);
-        let mut shard = self.shard(&key);
-        let alike = shard.get_mut(&key)?;
-        let mut nth = alike.len();
-        while nth > alike.len().saturating_sub(LOOKS) && nth > 0 {
-            nth -= 1;
-            let link = &mut alike[nth].link;
-            let free = if self.is_good(link) { link.is_free() } else { Some(false) };
-            // Its peer has not said the last word yet.
-            let Some(free) = free else { continue };
-            let Idle { link, .. } = alike.remove(nth);
+        let (mut found, mut later) = (None, Vec::new());
+        for _ in 0..LOOKS {
+            let Some(mut idle) = self.shard(&key).get_mut(&key).and_then(Vec::pop) else { break };
             self.count.fetch_sub(1, Relaxed);
-            if free {
-                return Some(link);
+            // Out of the lock: it may ask the kernel, and open what has come.
+            match if self.is_good(&idle.link) { idle.link.is_free() } else { Some(false) } {
+                Some(true) if idle.link.begin().is_ok() => {
+                    found = Some(idle.link);
+                    break;
+                }
+                Some(_) => {}
+                // Its peer has not said the last word yet.
+                None => later.push(idle),
             }
         }
-        None
+        if !later.is_empty() {
+            self.count.fetch_add(later.len(), Relaxed);
+            self.shard(&key).entry(key).or_default().extend(later.into_iter().rev());
+        }
+        found
     }
 
-    /// Lets `link` wait for its next flow, or closes it where enough wait already.
+    /// Lets `link`, which [may close](Link::may_close), wait for its next flow, or closes it where enough wait already.
     pub(super) fn put(&self, client: Arc<Client>, mesh: SocketAddr, mut link: Link) {
         link.used = Instant::now();
         if self.len() >= self.settings.most || !self.is_good(&link) {

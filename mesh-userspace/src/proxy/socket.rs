@@ -69,6 +69,31 @@ fn is_at_mark(stream: &TcpStream) -> bool {
     result == 0 && at_mark != 0
 }
 
+/// Whether there is nothing to read: no byte, no end, no error.
+pub(super) fn is_silent(stream: &TcpStream) -> bool {
+    let peeked = recv(stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+    peeked == Err(nix::errno::Errno::EAGAIN)
+}
+
+/// Whether the other host has acknowledged nothing for `patience`, though something is under way to it.
+pub(super) fn is_deaf(stream: &TcpStream, patience: Duration) -> bool {
+    // SAFETY: the kernel fills it, and all zeros are a value of it.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("a structure is small");
+    // SAFETY: pointer and length describe `info`, which lives through the call.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    let silence = Duration::from_millis(info.tcpi_last_ack_recv.into());
+    result == 0 && info.tcpi_unacked > 0 && silence >= patience
+}
+
 /// Returns an IPv4-mapped address as IPv4.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

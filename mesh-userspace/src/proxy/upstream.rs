@@ -44,6 +44,8 @@ pub(super) struct Upstream {
     pub(super) link: Link,
     /// What the first record is, if the flow is not opened yet.
     pub(super) word: Option<Word>,
+    /// The link waited, and its peer was not asked whether it is there.
+    pub(super) untried: bool,
     /// What the link was made with.
     pub(super) client: Arc<Client>,
     /// Counts the flow among those of the instance.
@@ -125,15 +127,12 @@ async fn attempt(
     let open = |mut link: Link, late: Reason| async move {
         timeout(shared.settings.handshake_timeout, link.open()).await.unwrap_or(Err(late)).map(|()| link)
     };
-    while let Some(mut link) = shared.pool.take(&client, instance.mesh) {
-        if link.try_out(shared.settings.connect_timeout).is_err() {
-            continue;
-        }
+    while let Some(link) = shared.pool.take(&client, instance.mesh) {
         if !say && link.used.elapsed() < QUIET {
-            return Ok(Upstream { link, word: Some(Word::Open), client, _load });
+            return Ok(Upstream { link, word: Some(Word::Open), untried: true, client, _load });
         }
         match open(link, Reason::ConnectTimeout).await {
-            Ok(link) => return Ok(Upstream { link, word: None, client, _load }),
+            Ok(link) => return Ok(Upstream { link, word: None, untried: false, client, _load }),
             // It had gone; nothing was lost with it.
             Err(Reason::PeerReset(_)) => {}
             Err(other) => return Err(other),
@@ -142,7 +141,7 @@ async fn attempt(
     let link = connect_anew(shared, &client, instance).await?;
     let link = if say && link.tls.is_meshnode { open(link, Reason::NotReady).await? } else { link };
     let word = (!say && link.tls.is_meshnode).then_some(Word::Open);
-    Ok(Upstream { link, word, client, _load })
+    Ok(Upstream { link, word, untried: false, client, _load })
 }
 
 async fn connect_anew(shared: &Shared, client: &Client, instance: &Instance) -> Result<Link, Reason> {

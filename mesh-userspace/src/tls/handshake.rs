@@ -19,6 +19,8 @@ use super::{
 
 /// What one read of the socket may bring.
 const READ: usize = 4096;
+/// The most data that may come together with the handshake.
+const MOST_EARLY: usize = 32 * 1024;
 /// The most that a peer may send without getting on.
 const MOST: usize = 128 * 1024;
 
@@ -165,6 +167,10 @@ impl<'s, S: Side> Handshake<'s, S> {
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
                     self.early.push_back(record.map_err(invalid)?.payload.to_vec());
+                }
+                // Before this side has said that it is done, a peer has little to say.
+                if self.early.iter().map(Vec::len).sum::<usize>() > MOST_EARLY {
+                    return Err(invalid(Error::PeerSentOversizedRecord));
                 }
                 Next::Process
             }

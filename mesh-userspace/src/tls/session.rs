@@ -15,6 +15,8 @@ const KEY_UPDATE: u8 = 24;
 const HELLO_REQUEST: u8 = 0;
 /// The longest message that is put together from several records.
 const MOST_OF_A_MESSAGE: usize = 64 * 1024;
+/// So many records of handshake messages may come with no data between them.
+const MOST_WITHOUT_DATA: u32 = 32;
 
 /// Why a connection ends early.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -61,6 +63,8 @@ pub struct Session {
     pub is_meshnode: bool,
     /// A message of which a record brought the first part only.
     message: Vec<u8>,
+    /// Records of handshake messages since the last data.
+    without_data: u32,
     /// Sealed records that this side has to send of its own accord, before all others.
     pub owed: Vec<u8>,
     /// The application's data that came together with the handshake, by record.
@@ -82,6 +86,7 @@ impl Session {
             version,
             is_meshnode: false,
             message: Vec::new(),
+            without_data: 0,
             owed: Vec::new(),
             early: VecDeque::new(),
             closed_early: false,
@@ -144,7 +149,10 @@ impl Session {
         let Some(record) = whole(wire)? else { return Ok(None) };
         let (kind, length) = self.opening.open(record, plain)?;
         let held = match kind {
-            record::DATA if self.message.is_empty() => Opened::Data(length),
+            record::DATA if self.message.is_empty() => {
+                self.without_data = 0;
+                Opened::Data(length)
+            }
             record::ALERT if self.message.is_empty() => alert(&plain[..length])?,
             record::HANDSHAKE => self.take_messages(&plain[..length])?,
             _ => return Err(Broken::Unexpected),
@@ -153,14 +161,18 @@ impl Session {
     }
 
     fn take_messages(&mut self, plain: &[u8]) -> Result<Opened, Broken> {
+        self.without_data += 1;
+        if plain.is_empty() || self.without_data > MOST_WITHOUT_DATA {
+            return Err(Broken::Unexpected);
+        }
         self.message.extend_from_slice(plain);
+        if self.message.len() > MOST_OF_A_MESSAGE {
+            return Err(Broken::Unexpected);
+        }
         let all = std::mem::take(&mut self.message);
         let mut left = &all[..];
         while let [kind, a, b, c, rest @ ..] = left {
             let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap_or(usize::MAX);
-            if length > MOST_OF_A_MESSAGE {
-                return Err(Broken::Unexpected);
-            }
             let Some((body, after)) = rest.split_at_checked(length) else { break };
             left = after;
             let modern = self.version == ProtocolVersion::TLSv1_3;
@@ -173,7 +185,8 @@ impl Session {
                 (&KEY_UPDATE, _, [asks @ 0..=1]) if modern && left.is_empty() => {
                     let fresh = self.core.fresh_opening().map_err(Broken::Keys)?;
                     self.opening = keys(self.version, fresh)?;
-                    if *asks == 1 {
+                    // One answer is enough for all that asked before it is sent.
+                    if *asks == 1 && self.owed.is_empty() {
                         self.renew_sealing()?;
                     }
                 }

@@ -147,12 +147,48 @@ async fn a_peer_that_went_while_a_connection_waited_costs_no_flow() {
     let world = World::start().await;
     exchange(&world, b"first").await;
     pooled(&world, 1).await;
-    // What serves the waiting link ends, as with the peer's daemon; the mesh port is served anew.
-    world.b.shared.stop.cancel();
+    // The mesh port ends, as with the peer's daemon, and with it what waits; it is served anew.
+    world.b.set_inbound(vec![]).unwrap();
     eventually("the peer's side is gone", || world.b.shared.connections.is_empty()).await;
+    let listener = std::net::TcpListener::bind(world.mesh_port).unwrap();
+    world.b.set_inbound(vec![world.db(Some(listener))]).unwrap();
     exchange(&world, b"second").await;
     assert_eq!(ports(&world).len(), 2);
     world.idle().await;
+}
+
+/// More than the server's program and what is before it hold, less than the connection and its ends do.
+const STUCK: usize = 6 << 20;
+
+/// A flow that has ended at the caller's side while its server's program has yet to read nearly all of it.
+async fn stuck(world: &World) -> TcpStream {
+    socket2::SockRef::from(&world.program).set_recv_buffer_size(4096).unwrap();
+    let (mut client, mut server) = world.flow().await;
+    server.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut client).await, (Vec::new(), false));
+    within(client.write_all(&vec![1; STUCK])).await.unwrap();
+    client.shutdown().await.unwrap();
+    eventually("the caller's side has ended", || world.a.flows().live() == 0).await;
+    assert_eq!(world.b.flows().live(), 1);
+    server
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_delivered_whatever_becomes_of_its_connection() {
+    let tight = PoolSettings { most: 0, ..PoolSettings::default() };
+    let brief = PoolSettings { idle: Duration::from_millis(100), ..PoolSettings::default() };
+    for (pool, clears) in [(tight, false), (brief, false), (PoolSettings::default(), true)] {
+        let world = World::with(crate::proxy::ProxySettings { pool, ..settings() }).await;
+        let mut server = stuck(&world).await;
+        if clears {
+            world.a.shared.pool.clear();
+        }
+        eventually("its caller's end is gone", || world.a.waiting() == 0).await;
+        let (all, was_reset) = read_to_end(&mut server).await;
+        assert_eq!((all.len(), was_reset), (STUCK, false), "{pool:?}");
+        world.idle().await;
+        assert_eq!(world.b.flows().ended_flows().len(), 1);
+    }
 }
 
 #[tokio::test]
@@ -193,15 +229,8 @@ async fn a_connection_that_was_quiet_is_asked_before_a_byte_is_sent() {
 #[tokio::test]
 async fn a_connection_whose_server_has_not_done_with_a_flow_does_not_carry_the_next_one() {
     let world = World::start().await;
-    socket2::SockRef::from(&world.program).set_recv_buffer_size(4096).unwrap();
-    let (mut client, mut server) = world.flow().await;
-    server.shutdown().await.unwrap();
-    assert_eq!(read_to_end(&mut client).await, (Vec::new(), false));
-    // More than the server's program and what is before it hold, less than the connection and its ends do.
-    within(client.write_all(&vec![1; 6 << 20])).await.unwrap();
-    client.shutdown().await.unwrap();
-    eventually("the caller's side has ended", || world.a.flows().live() == 0).await;
-    assert_eq!((world.b.flows().live(), world.a.waiting()), (1, 1));
+    let server = stuck(&world).await;
+    assert_eq!(world.a.waiting(), 1);
     exchange(&world, b"meanwhile").await;
     // Its end is the connection's.
     reset(server);

@@ -115,6 +115,16 @@ impl World {
         world
     }
 
+    /// The service `db`, with the mesh port that it is to have.
+    pub(super) fn db(&self, mesh: Option<std::net::TcpListener>) -> InboundService {
+        InboundService {
+            id: "db-1".to_owned(),
+            name: "db".parse().unwrap(),
+            program: self.program.local_addr().unwrap().into(),
+            listener: mesh,
+        }
+    }
+
     /// Gives a host everything: roots, the leaf of its service, the catalog, and `web -> db: allow`.
     fn sync(&self, service: &str, state: &MeshState) {
         let (roots, leaf) = (self.ca.roots(), self.ca.leaf(service));

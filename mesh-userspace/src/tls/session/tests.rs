@@ -230,6 +230,19 @@ async fn a_record_that_was_changed_or_repeated_or_is_none_ends_the_connection_wi
 }
 
 #[tokio::test]
+async fn a_flood_of_key_updates_ends_the_connection_and_is_answered_once() {
+    let ca = Ca::new("td.consul");
+    let (mut mine, _peer) = for_client(&ca, provider().cipher_suites[0]).await;
+    let request = [KEY_UPDATE, 0, 0, 1, 1];
+    for _ in 0..MOST_WITHOUT_DATA {
+        assert_eq!(mine.session.take_messages(&request), Ok(Opened::Nothing));
+    }
+    assert!(mine.session.owed.len() < 2 * (request.len() + OVERHEAD), "{}", mine.session.owed.len());
+    assert_eq!(mine.session.take_messages(&request), Err(Broken::Unexpected));
+    assert_eq!(mine.session.take_messages(&[]), Err(Broken::Unexpected));
+}
+
+#[tokio::test]
 async fn the_end_is_close_notify_and_an_alert_is_named() {
     let ca = Ca::new("td.consul");
     let (mut mine, mut peer) = at_server(&ca, provider().cipher_suites[0]).await;
