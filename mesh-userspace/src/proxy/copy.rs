@@ -29,7 +29,7 @@ use super::{
     flow::Flow,
     link::{self, Link, Word},
     reason::Reason,
-    socket::{is_deaf, pending_error, poll_read, poll_write, shutdown},
+    socket::{pending_error, poll_read, poll_write, shutdown, unacknowledged},
 };
 use crate::tls::{Opened, Session, record};
 
@@ -73,7 +73,8 @@ pub(super) async fn copy(
         meshnode,
         role: start.role,
         settled,
-        trial: start.trial.map(|patience| (patience, Box::pin(sleep(patience)))),
+        trial: start.trial.map(|patience| Box::pin(sleep(patience))),
+        sent: 0,
         word: start.word,
         outgoing: Outgoing::Open,
         incoming: Incoming::Open { unopened: true },
@@ -98,7 +99,9 @@ struct Copy<'a> {
     meshnode: bool,
     role: Role,
     settled: &'a mut bool,
-    trial: Option<(Duration, Pin<Box<Sleep>>)>,
+    trial: Option<Pin<Box<Sleep>>>,
+    /// Bytes that the mesh's socket has taken.
+    sent: usize,
     /// What the next record to the mesh is, if not data.
     word: Option<Word>,
     outgoing: Outgoing,
@@ -151,13 +154,14 @@ type Progress = Result<bool, Reason>;
 
 impl Copy<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
-        if let Some((patience, over)) = &mut self.trial
+        if let Some(over) = &mut self.trial
             && over.as_mut().poll(cx).is_ready()
         {
-            if is_deaf(self.mesh, *patience) {
+            self.trial = None;
+            // Nothing of this flow, though it was all there was to send.
+            if unacknowledged(self.mesh) >= self.sent {
                 return Poll::Ready(Err(Reason::ConnectTimeout));
             }
-            self.trial = None;
         }
         for _ in 0..ROUNDS {
             let moved = self.round(cx).map_err(|reason| self.cause(reason))?;
@@ -272,7 +276,10 @@ impl Copy<'_> {
         sealed.hold(0, filled);
         while !sealed.is_empty() {
             match self.mesh.try_write(&sealed) {
-                Ok(count) => sealed.consume(count),
+                Ok(count) => {
+                    self.sent += count;
+                    sealed.consume(count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.sealed = Some(sealed);
                     return Ok(());
@@ -291,12 +298,14 @@ impl Copy<'_> {
         if let Some(sealed) = &mut self.sealed {
             while !sealed.is_empty() {
                 let count = ready!(poll_write(self.mesh, cx, sealed))?;
+                self.sent += count;
                 sealed.consume(count);
             }
             self.sealed = None;
         }
         while !self.tls.owed.is_empty() {
             let count = ready!(poll_write(self.mesh, cx, &self.tls.owed))?;
+            self.sent += count;
             self.tls.owed.drain(..count);
         }
         Poll::Ready(Ok(()))

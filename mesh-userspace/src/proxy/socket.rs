@@ -75,23 +75,12 @@ pub(super) fn is_silent(stream: &TcpStream) -> bool {
     peeked == Err(nix::errno::Errno::EAGAIN)
 }
 
-/// Whether the other host has acknowledged nothing for `patience`, though something is under way to it.
-pub(super) fn is_deaf(stream: &TcpStream, patience: Duration) -> bool {
-    // SAFETY: the kernel fills it, and all zeros are a value of it.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("a structure is small");
-    // SAFETY: pointer and length describe `info`, which lives through the call.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    let silence = Duration::from_millis(info.tcpi_last_ack_recv.into());
-    result == 0 && info.tcpi_unacked > 0 && silence >= patience
+/// How much of what was written the other host has not acknowledged.
+pub(super) fn unacknowledged(stream: &TcpStream) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one `int` to the pointer, which is to a live one.
+    let asked = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if asked < 0 { 0 } else { usize::try_from(count).unwrap_or_default() }
 }
 
 /// Returns an IPv4-mapped address as IPv4.

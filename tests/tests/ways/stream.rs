@@ -124,9 +124,9 @@ fn host_without_a_way_to_it_is_unreachable_on_plain_tcp_and_a_reset_before_any_d
     assert_eq!(outcome(&mesh, PLAIN)["error"], "EHOSTUNREACH", "the twin");
     let said = outcome(&mesh, STREAM);
     assert_eq!((&said["end"], &said["received"]), (&"ECONNRESET".into(), &"".into()), "{said}");
-    // Of a connection that is there already, for the next flow, the kernel says so when it gives up.
+    // On a connection that is there already the silence tells.
     mesh.a.wait_status("the reason", |s| {
-        s.ended("outbound", "unreachable") + s.ended("outbound", "peer-reset") > 0
+        s.ended("outbound", "unreachable") + s.ended("outbound", "connect-timeout") > 0
     });
 }
 
@@ -144,9 +144,7 @@ fn black_hole_is_a_timeout_on_plain_tcp_and_a_reset_after_connect_timeout_when_c
     assert!(plain["error"] == "EINPROGRESS" || plain["error"] == "TIMEOUT", "the twin: {plain}");
     let said = outcome(&mesh, STREAM);
     assert_eq!((&said["end"], &said["received"]), (&"ECONNRESET".into(), &"".into()), "{said}");
-    mesh.a.wait_status("the reason", |s| {
-        s.ended("outbound", "connect-timeout") + s.ended("outbound", "peer-reset") > 0
-    });
+    mesh.a.wait_status("the reason", |s| s.ended("outbound", "connect-timeout") > 0);
 }
 
 #[test]
@@ -159,7 +157,8 @@ fn curl_and_psql_say_what_happened_before_any_data() {
     let words = said(&["curl", "-sS", &plain]);
     assert!(words.contains("Failed to connect"), "the twin: {words}");
     let words = said(&["curl", "-sS", &captured]);
-    assert!(words.contains("Connection reset by peer"), "{words}");
+    // The reset may be there before curl looks whether it is connected.
+    assert!(words.contains("Connection reset by peer") || words.contains("Failed to connect"), "{words}");
     let b = mesh.b_address();
     let psql = |port: &str| said(&["psql", "-h", &b, "-p", port, "-U", "postgres", "-c", "select 1"]);
     assert!(psql("7778").contains("Connection refused"), "the twin");
