@@ -84,7 +84,6 @@ pub fn init(filter: &str, format: LogFormat) -> Result<Telemetry, TelemetryError
 impl Telemetry {
     /// Starts the thread that empties the queue: call it when the calling thread has dropped its capabilities. What is queued
     /// is written when the guard is dropped.
-    #[must_use]
     pub fn queue(&self) -> WorkerGuard {
         let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true);
         let (queue, guard) = builder.thread_name("log").finish(io::stderr());
