@@ -102,15 +102,15 @@ pub(super) struct Beginning {
 impl Link {
     pub(super) fn new(socket: TcpStream, mut tls: Session) -> Result<Self, Reason> {
         let ahead = std::mem::take(&mut tls.ahead);
-        let received = (!ahead.is_empty())
-            .then(|| {
-                let mut buffer = Buffer::take();
-                buffer.all().get_mut(..ahead.len())?.copy_from_slice(&ahead);
-                buffer.hold(0, ahead.len());
-                Some(buffer)
-            })
-            .map(|buffer| buffer.ok_or_else(|| Reason::BrokenTls("too much came with the handshake".into())))
-            .transpose()?;
+        let mut received = None;
+        if !ahead.is_empty() {
+            let mut buffer = Buffer::take();
+            let room = buffer.all().get_mut(..ahead.len());
+            let too_much = || Reason::BrokenTls("too much came with the handshake".to_owned());
+            room.ok_or_else(too_much)?.copy_from_slice(&ahead);
+            buffer.hold(0, ahead.len());
+            received = Some(buffer);
+        }
         let made = Instant::now();
         Ok(Self { socket, tls, received, made, used: made, settled: true })
     }
