@@ -229,6 +229,19 @@ async fn a_record_that_was_changed_or_repeated_or_is_none_ends_the_connection_wi
     assert_eq!(mine.session.open(&wire, plain), Err(Broken::Record(BadRecord::Forged)));
 }
 
+/// How often keys seal is bounded; how often they open is the peer's affair, which may never renew its own.
+#[tokio::test]
+async fn a_peer_that_never_renews_its_keys_is_understood() {
+    let ca = Ca::new("td.consul");
+    let (mut mine, mut peer) = at_server(&ca, provider().cipher_suites[0]).await;
+    mine.session.opening.wear();
+    for _ in 0..1100 {
+        peer.write_all(b"x").await.unwrap();
+        peer.flush().await.unwrap();
+        assert_eq!(mine.receive(1).await, b"x");
+    }
+}
+
 #[tokio::test]
 async fn a_flood_of_key_updates_ends_the_connection_and_is_answered_once() {
     let ca = Ca::new("td.consul");
