@@ -28,11 +28,12 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod workers;
 
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering, fence},
@@ -43,10 +44,12 @@ use std::{
 use arc_swap::ArcSwap;
 use pool::Pool;
 use rustls::ProtocolVersion;
-use tokio::{net::TcpListener, time::timeout};
+use socket2::SockRef;
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use workers::{Placed, Workers};
 
-pub(crate) use accept::accept_all;
+pub(crate) use accept::{Listener, accept_all};
 pub(crate) use audit::RateLimit;
 pub use flow::{Direction, Flow, FlowReport, FlowStart, FlowState, Origin};
 pub use inbound::{Dial, External, InboundService, Program, Reached};
@@ -61,8 +64,6 @@ use crate::{
     tls::{Client, Session, TlsConfigs},
 };
 
-/// Connections that may wait to be accepted on one listener; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 4096;
 /// How long a cut flow may take to be gone, once the drain's deadline has passed.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
@@ -100,7 +101,7 @@ pub enum InboundError {
     Listener { id: String, source: io::Error },
 }
 
-/// A running proxy. Dropped, it stops accepting; flows that are open go on until the runtime ends.
+/// A running proxy. Dropped, it stops accepting; flows that are open go on to their end.
 pub struct ProxyHandle {
     shared: Arc<Shared>,
     inbound: Mutex<HashMap<String, MeshPort>>,
@@ -121,6 +122,7 @@ struct MeshPort {
 /// What every connection needs.
 struct Shared {
     settings: ProxySettings,
+    workers: Workers,
     state: MeshState,
     captured: Arc<dyn CapturedFlows>,
     tls: TlsConfigs,
@@ -138,16 +140,17 @@ struct Shared {
 /// [`ProxyHandle::add_outbound`].
 ///
 /// # Errors
-/// A listener cannot be registered with the runtime.
+/// A thread cannot be started, or a listener cannot be registered with its runtime.
 pub fn start(
     settings: ProxySettings,
     state: MeshState,
     captured: Arc<dyn CapturedFlows>,
-    guard: Vec<std::net::TcpListener>,
+    guard: Vec<TcpListener>,
 ) -> io::Result<ProxyHandle> {
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         settings,
+        workers: Workers::start()?,
         state,
         captured,
         tls: TlsConfigs::default(),
@@ -176,26 +179,16 @@ pub fn start(
 fn serve_guard(
     shared: &Arc<Shared>,
     tasks: &TaskTracker,
-    sockets: Vec<std::net::TcpListener>,
+    sockets: Vec<TcpListener>,
     stop: &CancellationToken,
 ) -> io::Result<()> {
-    for listener in sockets.into_iter().map(listener).collect::<io::Result<Vec<_>>>()? {
+    for listener in sockets.into_iter().map(|std| shared.listener(std)).collect::<io::Result<Vec<_>>>()? {
         let shared = shared.clone();
-        tasks.spawn(accept::accept_all("guard", listener, stop.clone(), move |stream, peer| {
+        listener.accept_all(tasks, "guard", stop.clone(), move |stream, peer| {
             guard::refuse(&shared, stream, peer);
-        }));
+        });
     }
     Ok(())
-}
-
-/// What it accepts inherits the options of its socket.
-fn listener(std: std::net::TcpListener) -> io::Result<TcpListener> {
-    std.set_nonblocking(true)?;
-    socket::prepare_local(&socket2::SockRef::from(&std))?;
-    // std listens with a queue of 128, which a burst of connections overflows: the kernel drops SYNs, and programs wait
-    // a second for the retransmission. listen(2) on a listening socket changes the queue's length.
-    socket2::SockRef::from(&std).listen(BACKLOG)?;
-    TcpListener::from_std(std)
 }
 
 impl ProxyHandle {
@@ -249,24 +242,21 @@ impl ProxyHandle {
     ///
     /// # Errors
     /// A listener cannot be registered with the runtime; nothing was changed.
-    pub fn add_outbound(&self, netns: u64, sockets: Vec<std::net::TcpListener>) -> io::Result<()> {
-        let placed = |socket| {
-            let listener = listener(socket)?;
-            let place = outbound::Place { netns, port: listener.local_addr()?.port() };
-            Ok((listener, place))
+    pub fn add_outbound(&self, netns: u64, sockets: Vec<TcpListener>) -> io::Result<()> {
+        let placed = |socket: TcpListener| {
+            let place = outbound::Place { netns, port: socket.local_addr()?.port() };
+            Ok((self.shared.listener(socket)?, place))
         };
         let sockets = sockets.into_iter().map(placed).collect::<io::Result<Vec<_>>>()?;
         let stop = self.stop.child_token();
         for (listener, place) in sockets {
             let shared = self.shared.clone();
-            self.listeners.spawn(accept::accept_all(
-                "outbound",
-                listener,
-                stop.clone(),
-                move |stream, peer| {
-                    shared.connections.spawn(outbound::serve(shared.clone(), stream, place, peer));
-                },
-            ));
+            listener.accept_all(&self.listeners, "outbound", stop.clone(), move |accepted, peer| {
+                let served = shared.clone();
+                shared.workers.serve(&shared.connections, accepted, move |stream| {
+                    outbound::serve(served, stream, place, peer)
+                });
+            });
         }
         if let Some(before) = self.outbound_ports().insert(netns, stop) {
             before.cancel();
@@ -279,7 +269,7 @@ impl ProxyHandle {
     ///
     /// # Errors
     /// A listener cannot be registered with the runtime; nothing was changed.
-    pub fn add_guard(&self, netns: u64, sockets: Vec<std::net::TcpListener>) -> io::Result<()> {
+    pub fn add_guard(&self, netns: u64, sockets: Vec<TcpListener>) -> io::Result<()> {
         let stop = self.stop.child_token();
         serve_guard(&self.shared, &self.listeners, sockets, &stop)?;
         let mut guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
@@ -352,23 +342,20 @@ impl ProxyHandle {
     }
 
     /// What a mesh port accepts comes from another host, which may vanish.
-    fn mesh_port(&self, std: std::net::TcpListener) -> io::Result<(SocketAddr, TcpListener)> {
-        socket::prepare(socket2::SockRef::from(&std), self.shared.settings.keepalive)?;
-        Ok((std.local_addr()?, listener(std)?))
+    fn mesh_port(&self, std: TcpListener) -> io::Result<(SocketAddr, Placed)> {
+        socket::prepare(SockRef::from(&std), self.shared.settings.keepalive)?;
+        Ok((std.local_addr()?, self.shared.workers.place(std)?))
     }
 
-    fn serve_inbound(&self, target: inbound::Target, bound: TcpListener, address: SocketAddr) -> MeshPort {
+    fn serve_inbound(&self, target: inbound::Target, bound: Placed, address: SocketAddr) -> MeshPort {
         let (target, stop) = (Arc::new(ArcSwap::from_pointee(target)), self.stop.child_token());
         let (shared, served, ending) = (self.shared.clone(), target.clone(), stop.clone());
-        self.listeners.spawn(accept::accept_all("inbound", bound, stop.clone(), move |stream, peer| {
-            shared.connections.spawn(inbound::serve(
-                shared.clone(),
-                served.clone(),
-                ending.clone(),
-                stream,
-                peer,
-            ));
-        }));
+        bound.accept_all(&self.listeners, "inbound", stop.clone(), move |accepted, peer| {
+            let (here, served, ending) = (shared.clone(), served.clone(), ending.clone());
+            shared.workers.serve(&shared.connections, accepted, move |stream| {
+                inbound::serve(here, served, ending, stream, peer)
+            });
+        });
         MeshPort { target, address, stop }
     }
 }
@@ -419,6 +406,12 @@ async fn close_idle(shared: std::sync::Weak<Shared>) {
 }
 
 impl Shared {
+    /// Places a listener for programs of this host. What it accepts inherits the options of its socket.
+    fn listener(&self, std: TcpListener) -> io::Result<Placed> {
+        socket::prepare_local(&SockRef::from(&std))?;
+        self.workers.place(std)
+    }
+
     /// Decides by the mesh of now. What is known of the flow must have been stored before: then a change of policy
     /// that this does not see sees the flow.
     fn with_mesh<R>(&self, decide: impl FnOnce(&Mesh) -> R) -> R {

@@ -86,7 +86,8 @@ impl Telemetry {
     /// is written when the guard is dropped.
     pub fn queue(&self) -> WorkerGuard {
         let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true);
-        let (queue, guard) = builder.thread_name("log").finish(io::stderr());
+        // Lines that have come meanwhile are written together.
+        let (queue, guard) = builder.thread_name("log").finish(io::BufWriter::new(io::stderr()));
         // Once in a process.
         let _ = self.out.0.set(queue);
         guard

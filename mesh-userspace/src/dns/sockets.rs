@@ -14,7 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net;
 
-use crate::listening::on_loopback;
+use crate::{listening::on_loopback, proxy::Listener};
 
 /// Another program may have a port of the same number for UDP.
 const ATTEMPTS: usize = 32;
@@ -31,7 +31,7 @@ pub struct Sockets {
 /// The same, in the runtime.
 pub(super) struct Served {
     /// With their ports.
-    pub listeners: Vec<(net::TcpListener, u16)>,
+    pub listeners: Vec<(Listener, u16)>,
     pub datagrams: Vec<net::UdpSocket>,
 }
 
@@ -64,9 +64,8 @@ impl Sockets {
             datagrams.extend(sockets);
         }
         let listeners = listeners.into_iter().map(|listener| {
-            listener.set_nonblocking(true)?;
             let port = listener.local_addr()?.port();
-            Ok((net::TcpListener::from_std(listener)?, port))
+            Ok((Listener::register(listener)?, port))
         });
         let datagrams = datagrams.into_iter().map(|socket| {
             socket.set_nonblocking(true)?;

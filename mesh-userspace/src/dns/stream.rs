@@ -25,8 +25,16 @@ const IDLE: Duration = Duration::from_secs(30);
 const STALLED: Duration = Duration::from_secs(30);
 
 /// Serves one connection to the listener at `port`; returning resets what is still open of it.
-pub(super) async fn serve(namespace: Arc<Namespace>, program: TcpStream, peer: SocketAddr, port: u16) {
+pub(super) async fn serve(
+    namespace: Arc<Namespace>,
+    program: std::net::TcpStream,
+    peer: SocketAddr,
+    port: u16,
+) {
     let shared = &namespace.shared;
+    let Ok(program) = TcpStream::from_std(program) else {
+        return count(&shared.counters.failed);
+    };
     let route = match shared.routes.take(namespace.netns, peer, port) {
         Ok(Some(route)) => route,
         // Dialled by somebody, and not by the kernel for a program.

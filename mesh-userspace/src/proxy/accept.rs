@@ -1,21 +1,68 @@
 //! Accepting connections, whatever happens: a listener neither spins, nor dies, nor waits for a connection it serves.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    time::Duration,
+};
 
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{SockAddr, SockRef, Socket};
+use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::sync::CancellationToken;
 
 use super::socket;
 
+/// Connections that may wait to be accepted on one listener; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
+/// A listener whose connections are not registered with a runtime yet: the one that accepts need not be the one that serves.
+pub(crate) struct Listener(AsyncFd<TcpListener>);
+
+impl Listener {
+    /// Call it inside the runtime that accepts. What it accepts does not block, and is reset when it is dropped.
+    ///
+    /// # Errors
+    /// The listener cannot be registered with the runtime.
+    pub(crate) fn register(std: TcpListener) -> io::Result<Self> {
+        std.set_nonblocking(true)?;
+        socket::reset_on_drop(&std)?;
+        // std listens with a queue of 128, which a burst of connections overflows: the kernel drops SYNs, and programs wait
+        // a second for the retransmission. listen(2) on a listening socket changes the queue's length.
+        SockRef::from(&std).listen(BACKLOG)?;
+        // SAFETY: the listener owns its descriptor, and lives inside of the registration.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(std, Interest::READABLE) }?))
+    }
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.0.async_io(Interest::READABLE, accept).await
+    }
+}
+
+fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: storage and length are those of one live `SockAddr`; accept4(2) fills them for the family that it has.
+    let accepted = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let accepted = libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags);
+            if accepted < 0 { Err(io::Error::last_os_error()) } else { Ok(accepted) }
+        })
+    };
+    let (descriptor, peer) = accepted?;
+    // SAFETY: accept4(2) returned it just now; nobody else has it.
+    let stream = unsafe { <Socket as std::os::fd::FromRawFd>::from_raw_fd(descriptor) };
+    // A listener for both families reports IPv4 peers as IPv4-mapped.
+    let peer = socket::canonical(peer.as_socket().ok_or(io::ErrorKind::InvalidData)?);
+    Ok((stream.into(), peer))
+}
+
 /// Gives each connection to `serve`, which must not block, until `stop`. The listener is closed on return.
-///
-/// Each connection is reset when it is dropped (see [`socket::reset_on_drop`]).
 pub(crate) async fn accept_all(
     what: &'static str,
-    listener: TcpListener,
+    listener: Listener,
     stop: CancellationToken,
     serve: impl Fn(TcpStream, SocketAddr),
 ) {
@@ -28,13 +75,8 @@ pub(crate) async fn accept_all(
         };
         match accepted {
             Ok((stream, peer)) => {
-                // A listener for both families reports IPv4 peers as IPv4-mapped.
-                let peer = socket::canonical(peer);
                 trouble.over(what);
-                // It fails only for a connection that is gone already.
-                if socket::reset_on_drop(&stream).is_ok() {
-                    serve(stream, peer);
-                }
+                serve(stream, peer);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {

@@ -29,7 +29,7 @@ use super::{
     flow::Flow,
     link::{self, Link, Word},
     reason::Reason,
-    socket::{pending_error, poll_read, poll_write, shutdown, unacknowledged},
+    socket::{pending_error, poll_read, poll_read_program, poll_write, read_ahead, shutdown, unacknowledged},
 };
 use crate::tls::{Opened, Session, record};
 
@@ -75,6 +75,7 @@ pub(super) async fn copy(
         settled,
         trial: start.trial.map(|patience| Box::pin(sleep(patience))),
         sent: 0,
+        unasked: start.word.is_some(),
         word: start.word,
         outgoing: Outgoing::Open,
         incoming: Incoming::Open { unopened: true },
@@ -102,6 +103,8 @@ struct Copy<'a> {
     trial: Option<Pin<Box<Sleep>>>,
     /// Bytes that the mesh's socket has taken.
     sent: usize,
+    /// The program was not read from yet. What it says at once goes to the mesh together with the flow's first word.
+    unasked: bool,
     /// What the next record to the mesh is, if not data.
     word: Option<Word>,
     outgoing: Outgoing,
@@ -216,7 +219,9 @@ impl Copy<'_> {
         }
         let mut plain = Buffer::take();
         let most = BATCH * self.most();
-        match poll_read(self.program, cx, &mut plain.all()[..most]) {
+        let room = &mut plain.all()[..most];
+        let ahead = std::mem::take(&mut self.unasked).then(|| read_ahead(self.program, room)).flatten();
+        match ahead.map_or_else(|| poll_read_program(self.program, cx, room), Poll::Ready) {
             Poll::Pending => {
                 // The peer is to know of the flow before the program says anything.
                 if self.word.is_some() {

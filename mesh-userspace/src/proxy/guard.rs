@@ -1,8 +1,9 @@
 //! The guard: connections that `sk_lookup` steered away from a protected port. They are noted and reset.
 
-use std::{net::SocketAddr, time::Instant};
-
-use tokio::net::TcpStream;
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::Instant,
+};
 
 use super::{
     Shared, audit,

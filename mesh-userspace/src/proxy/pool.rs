@@ -1,7 +1,8 @@
 //! Links to other meshnodes that wait for their next flow.
 //!
 //! A link is found again only by what it was made with (source identity, trust bundle, destination) and the instance that
-//! it leads to. So a renewed leaf or a rotated root finds none of the old ones, and their flows' end is their end.
+//! it leads to, and by the thread that it belongs to. So a renewed leaf or a rotated root finds none of the old ones, and their
+//! flows' end is their end.
 
 use std::{
     collections::HashMap,
@@ -13,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::link::Link;
+use super::{link::Link, workers};
 use crate::tls::Client;
 
 /// How many links wait, and how long.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolSettings {
-    /// For each source identity and instance.
+    /// For each source identity, instance, and thread that carries flows.
     pub most_alike: usize,
     pub most: usize,
     /// One that no flow used for this long is closed.
@@ -46,8 +47,8 @@ pub(super) struct Pool {
     count: AtomicUsize,
 }
 
-/// A client configuration, by its address, and an instance's mesh port.
-type Key = (usize, SocketAddr);
+/// A client configuration, by its address, an instance's mesh port, and the thread that the link's bytes wake.
+type Key = (usize, SocketAddr, usize);
 
 struct Idle {
     link: Link,
@@ -132,12 +133,12 @@ impl Pool {
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, Vec<Idle>>> {
         // Configurations are far apart in memory.
-        lock(&self.shards[((key.0 >> 6) ^ usize::from(key.1.port())) % SHARDS])
+        lock(&self.shards[((key.0 >> 6) ^ usize::from(key.1.port()) ^ key.2) % SHARDS])
     }
 }
 
 fn key(client: &Arc<Client>, mesh: SocketAddr) -> Key {
-    (Arc::as_ptr(client).addr(), mesh)
+    (Arc::as_ptr(client).addr(), mesh, workers::own())
 }
 
 /// A map operation that panicked leaves the map usable.

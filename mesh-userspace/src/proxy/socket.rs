@@ -48,9 +48,9 @@ pub(super) fn prepare_local(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_out_of_band_inline(true)
 }
 
-/// Makes the kernel reset the connection when the socket is dropped.
-pub(super) fn reset_on_drop(stream: &TcpStream) -> io::Result<()> {
-    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+/// Makes the kernel reset the connection when the socket is dropped; of a listening one, those that it accepts.
+pub(super) fn reset_on_drop(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
 /// Lets the kernel deliver what was sent, and close the connection in order when it is dropped.
@@ -102,20 +102,48 @@ pub(super) fn shutdown(stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads once. A read that does not fill `buffer` has emptied the socket, unless it stopped before an urgent byte: claiming
-/// that it would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does
-/// for reads by `&mut`.
+/// Reads once from a program.
+pub(super) fn poll_read_program(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    poll_read_until(stream, cx, buffer, is_at_mark)
+}
+
+/// Reads once from the mesh, where nothing is urgent. (A peer that sends it nevertheless stalls its own flow.)
 pub(super) fn poll_read(
     stream: &TcpStream,
     cx: &mut Context<'_>,
     buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    poll_read_until(stream, cx, buffer, |_| false)
+}
+
+/// Reads what there is of a socket that the runtime has not asked for yet: without it, nothing could be read before the
+/// runtime's next look at all its sockets. `None`: nothing.
+pub(super) fn read_ahead(stream: &TcpStream, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+    match recv(stream.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => None,
+        result => Some(result.map_err(io::Error::from)),
+    }
+}
+
+/// A read that does not fill `buffer` has emptied the socket, unless it `stopped` before an urgent byte: claiming that it
+/// would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does for
+/// reads by `&mut`.
+fn poll_read_until(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut [u8],
+    stopped: impl Fn(&TcpStream) -> bool,
 ) -> Poll<io::Result<usize>> {
     loop {
         ready!(stream.poll_read_ready(cx))?;
         let mut partial = None;
         let result = stream.try_io(Interest::READABLE, || {
             let count = recv(stream.as_fd().as_raw_fd(), buffer, MsgFlags::empty())?;
-            if (1..buffer.len()).contains(&count) && !is_at_mark(stream) {
+            if (1..buffer.len()).contains(&count) && !stopped(stream) {
                 partial = Some(count);
                 return Err(io::ErrorKind::WouldBlock.into());
             }

@@ -1,0 +1,152 @@
+//! The threads that carry flows, one for each core. Each has a runtime of its own, and a flow stays where it was begun: its
+//! bytes wake nobody but the thread that moves them.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+};
+
+use tokio::{
+    net::TcpStream,
+    runtime::{Builder, Handle},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::accept::{Listener, accept_all};
+
+thread_local! {
+    static OWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Which of the threads calls.
+pub(super) fn own() -> usize {
+    OWN.get()
+}
+
+/// Dropped, the threads end, and with them what they carry.
+pub(super) struct Workers {
+    all: Box<[Worker]>,
+    turn: AtomicUsize,
+    stop: CancellationToken,
+}
+
+struct Worker {
+    runtime: Handle,
+    flows: Arc<Flows>,
+}
+
+/// A listener, and the thread that accepts on it.
+pub(super) struct Placed {
+    listener: Listener,
+    runtime: Handle,
+}
+
+/// How many a thread carries; in a cache line of its own.
+#[repr(align(128))]
+#[derive(Default)]
+struct Flows(AtomicUsize);
+
+/// One of them.
+struct Counted(Arc<Flows>);
+
+impl Workers {
+    /// # Errors
+    /// A thread cannot be started, or has no epoll.
+    pub(super) fn start() -> io::Result<Self> {
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        let stop = CancellationToken::new();
+        let all = (0..count).map(|nth| Worker::start(nth, stop.clone())).collect::<io::Result<_>>()?;
+        Ok(Self { all, turn: AtomicUsize::new(0), stop })
+    }
+
+    /// Registers a listener with one of the threads, which will accept on it.
+    ///
+    /// # Errors
+    /// See [`Listener::register`].
+    pub(super) fn place(&self, listener: TcpListener) -> io::Result<Placed> {
+        let runtime = &self.next().runtime;
+        let _inside = runtime.enter();
+        Ok(Placed { listener: Listener::register(listener)?, runtime: runtime.clone() })
+    }
+
+    /// Has the connection served by the thread that has accepted it, or by another one that has fewer: a wake-up across
+    /// threads is the price, so that a difference of one is left alone.
+    pub(super) fn serve<S: Future<Output = ()> + Send + 'static>(
+        &self,
+        connections: &TaskTracker,
+        accepted: std::net::TcpStream,
+        serve: impl FnOnce(TcpStream) -> S + Send + 'static,
+    ) {
+        let here = &self.all[own()];
+        let other = self.next();
+        let worker = if here.load() > other.load() + 1 { other } else { here };
+        let counted = Counted::new(&worker.flows);
+        let serve = async move {
+            // It fails only where there is no memory, or no place in epoll; dropped, the connection is reset.
+            if let Ok(stream) = TcpStream::from_std(accepted) {
+                serve(stream).await;
+            }
+            drop(counted);
+        };
+        connections.spawn_on(serve, &worker.runtime);
+    }
+
+    fn next(&self) -> &Worker {
+        &self.all[self.turn.fetch_add(1, Relaxed) % self.all.len()]
+    }
+}
+
+impl Placed {
+    /// See [`accept_all`].
+    pub(super) fn accept_all(
+        self,
+        tasks: &TaskTracker,
+        what: &'static str,
+        stop: CancellationToken,
+        serve: impl Fn(std::net::TcpStream, SocketAddr) + Send + 'static,
+    ) {
+        tasks.spawn_on(accept_all(what, self.listener, stop, serve), &self.runtime);
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Worker {
+    fn start(nth: usize, stop: CancellationToken) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        thread::Builder::new().name(format!("proxy-{nth}")).spawn(move || {
+            OWN.set(nth);
+            runtime.block_on(stop.cancelled());
+        })?;
+        Ok(Self { runtime: handle, flows: Arc::default() })
+    }
+
+    fn load(&self) -> usize {
+        self.flows.0.load(Relaxed)
+    }
+}
+
+impl Counted {
+    fn new(flows: &Arc<Flows>) -> Self {
+        flows.0.fetch_add(1, Relaxed);
+        Self(flows.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
