@@ -5,6 +5,8 @@
 //! `control_plane` fills `state`; `datapath` writes what the kernel needs of it into the BPF maps.
 
 pub mod admin;
+#[cfg(test)]
+mod allocations;
 pub mod catalog;
 pub mod cli;
 pub mod config;
@@ -12,6 +14,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;
+pub mod fast_path;
 pub mod identity;
 pub mod intention;
 mod listening;

@@ -153,7 +153,7 @@ pub fn start(
         workers: Workers::start()?,
         state,
         captured,
-        tls: TlsConfigs::default(),
+        tls: TlsConfigs::new(settings.pool.enabled),
         pool: Pool::new(settings.pool),
         flows: Arc::default(),
         connections: TaskTracker::new(),

@@ -95,7 +95,7 @@ fn set_sysctls(router: bool) -> Result<(), String> {
         write(Path::new("/proc/sys/net/ipv4/ip_forward"), "1")?;
         write(Path::new("/proc/sys/net/ipv6/conf/all/forwarding"), "1")?;
     }
-    // Every contestant paces alike, see shared/building.md; a kernel without cubic keeps its default.
+    // As most hosts have it; where network namespaces may not choose it, they keep the machine's default.
     let _ = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "cubic");
     Ok(())
 }

@@ -8,12 +8,16 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use mesh_tests::{
-    config::Service, host::Host, meshnode::Meshnode, net::Network, process::Process, program::listens,
+    bpf, config::Service, host::Host, meshnode::Meshnode, net::Network, process::Process, program::listens,
     space::tool, wait,
 };
 use serde_json::Value;
 
-use crate::server::{Client, Server};
+use crate::{
+    fill,
+    server::{Client, Server},
+    shape::name,
+};
 
 /// Where the plain server listens, on both hosts that serve.
 pub const PROGRAM: u16 = 7000;
@@ -38,6 +42,7 @@ pub struct Place {
 }
 
 pub struct Stage {
+    _permitted: Permitted,
     // Before the hosts: programs are gone first.
     running: Vec<(Place, Process)>,
     _servers: [Process; 2],
@@ -49,9 +54,39 @@ pub struct Stage {
     pub net: Network,
 }
 
+/// Everybody's. bbr, which some machines have by default, paces what crosses a veth pair, and costs a timer for it.
+pub const CONGESTION_CONTROL: &str = "cubic";
+
+/// What network namespaces may choose from: the machine's list, which is put back at the end. Without it they keep its
+/// default, whatever that is.
+struct Permitted(Option<String>);
+
+impl Permitted {
+    const LIST: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+    fn permit() -> Self {
+        let before = std::fs::read_to_string(Self::LIST).expect("the list of permitted congestion controls");
+        if before.split_whitespace().any(|name| name == CONGESTION_CONTROL) {
+            return Self(None);
+        }
+        let with = format!("{} {CONGESTION_CONTROL}", before.trim());
+        std::fs::write(Self::LIST, with).expect("permit cubic in network namespaces (is tcp_cubic there?)");
+        Self(Some(before))
+    }
+}
+
+impl Drop for Permitted {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = std::fs::write(Self::LIST, before);
+        }
+    }
+}
+
 impl Stage {
     /// Makes the hosts, starts control plane and plain servers, and allows what will be called. No proxy runs yet.
     pub fn new() -> Self {
+        let permitted = Permitted::permit();
         let net = Network::new();
         let control = Server::start(net.host("control"), false);
         let [a, b, mesh_a, mesh_b] = ["a", "b", "mesh-a", "mesh-b"].map(|name| net.host(name));
@@ -73,13 +108,35 @@ impl Stage {
             control.client(mesh_a, vec![Service::client(CALLER)]),
             control.client(mesh_b, vec![Service::client(CALLER), Service::server(SERVICE, PROGRAM)]),
         ];
-        let stage =
-            Self { running: Vec::new(), _servers: servers, mesh, mesh_runs: false, a, b, control, net };
+        let stage = Self {
+            _permitted: permitted,
+            running: Vec::new(),
+            _servers: servers,
+            mesh,
+            mesh_runs: false,
+            a,
+            b,
+            control,
+            net,
+        };
         stage.control().intention(CALLER, SERVICE, "allow");
         for (on, service) in [(On::A, CALLER), (On::B, SERVICE)] {
             stage.write_identity(on, service);
         }
         stage
+    }
+
+    /// Makes `count` intentions more, from the caller to others and from others to the service: all that its hosts get.
+    pub fn intend(&self, count: usize) -> anyhow::Result<()> {
+        let endpoint = self.control.endpoint()?;
+        self.a.space().enter().in_network(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let pair = |n: usize| match n % 2 {
+                0 => (CALLER.to_owned(), name(n / 2)),
+                _ => (name(n / 2), SERVICE.to_owned()),
+            };
+            runtime.block_on(fill::intentions(&endpoint, count, pair))
+        })
     }
 
     pub fn host(&self, on: On) -> &Host {
@@ -155,6 +212,10 @@ impl Stage {
             }
             self.mesh_runs = true;
         }
+        // What the caller dials before is no address of the mesh to its kernel, and passes as it is.
+        wait::until_true("the service's address in the caller's kernel", || {
+            bpf::count(self.host(On::MeshA), "DESTINATIONS") > 0
+        });
         let status = self.mesh[1].meshnode.wait_status("the mesh port", |status| {
             status.entry("services", "name", SERVICE).is_some_and(|service| service["mesh_port"].is_u64())
         });
@@ -196,11 +257,17 @@ impl Stage {
 }
 
 /// Many connections a second from one address to one other: ports are not to run out, and those of listeners are not to
-/// be taken. (cubic is set already, with the namespaces.)
+/// be taken.
 fn sysctls(host: &Host) {
+    let chosen = host.run("", &["sysctl", "-n", "net.ipv4.tcp_congestion_control"]).ok();
+    assert_eq!(
+        chosen.trim(),
+        CONGESTION_CONTROL,
+        "every host of the stage is to have the same congestion control"
+    );
     let settings = [
-        "net.ipv4.ip_local_port_range=10000 65535",
-        "net.ipv4.ip_local_reserved_ports=20000-22000",
+        "net.ipv4.ip_local_port_range=2000 65535",
+        "net.ipv4.ip_local_reserved_ports=7000-9000,20000-22000",
         "net.ipv4.tcp_tw_reuse=1",
     ];
     host.run("", &[&["sysctl", "-qw"], &settings[..]].concat()).ok();
