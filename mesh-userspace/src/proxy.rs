@@ -58,6 +58,7 @@ pub use pool::PoolSettings;
 pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
 pub use socket::Keepalive;
 pub use table::{FlowTable, OpenFlow};
+pub use workers::Threads;
 
 use crate::{
     state::{Mesh, MeshState},
@@ -76,6 +77,7 @@ pub struct ProxySettings {
     pub handshake_timeout: Duration,
     pub keepalive: Keepalive,
     pub pool: PoolSettings,
+    pub threads: Threads,
 }
 
 impl Default for ProxySettings {
@@ -85,6 +87,7 @@ impl Default for ProxySettings {
             handshake_timeout: Duration::from_secs(10),
             keepalive: Keepalive::default(),
             pool: PoolSettings::default(),
+            threads: Threads::PerCore,
         }
     }
 }
@@ -150,7 +153,7 @@ pub fn start(
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         settings,
-        workers: Workers::start()?,
+        workers: Workers::start(settings.threads)?,
         state,
         captured,
         tls: TlsConfigs::new(settings.pool.enabled),

@@ -9,4 +9,5 @@ mod load;
 mod policy;
 mod refuse_inbound;
 mod refuse_outbound;
+mod threads;
 mod world;

@@ -30,6 +30,15 @@ pub(super) fn own() -> usize {
     OWN.get()
 }
 
+/// Who carries flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Threads {
+    /// A thread for each core.
+    PerCore,
+    /// The runtime that the proxy is started in: one thread is enough to follow what it does.
+    Callers,
+}
+
 /// Dropped, the threads end, and with them what they carry.
 pub(super) struct Workers {
     all: Box<[Worker]>,
@@ -59,10 +68,15 @@ struct Counted(Arc<Flows>);
 impl Workers {
     /// # Errors
     /// A thread cannot be started, or has no epoll.
-    pub(super) fn start() -> io::Result<Self> {
-        let count = thread::available_parallelism().map_or(1, usize::from);
+    pub(super) fn start(threads: Threads) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let all = (0..count).map(|nth| Worker::start(nth, stop.clone())).collect::<io::Result<_>>()?;
+        let all = match threads {
+            Threads::PerCore => {
+                let count = thread::available_parallelism().map_or(1, usize::from);
+                (0..count).map(|nth| Worker::start(nth, stop.clone())).collect::<io::Result<_>>()?
+            }
+            Threads::Callers => [Worker { runtime: Handle::current(), flows: Arc::default() }].into(),
+        };
         Ok(Self { all, turn: AtomicUsize::new(0), stop })
     }
 
@@ -96,6 +110,12 @@ impl Workers {
             drop(counted);
         };
         connections.spawn_on(serve, &worker.runtime);
+    }
+
+    /// How many each thread carries.
+    #[cfg(test)]
+    pub(super) fn loads(&self) -> Vec<usize> {
+        self.all.iter().map(Worker::load).collect()
     }
 
     fn next(&self) -> &Worker {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A request, its answer, and both ends closed in order.
-async fn exchange(world: &World, what: &[u8]) {
+pub(super) async fn exchange(world: &World, what: &[u8]) {
     let (mut client, mut server) = world.flow().await;
     finish(&mut client, &mut server, what).await;
 }

@@ -19,7 +19,7 @@ use crate::{
     catalog::{Catalog, Instance, InstanceHealth},
     identity::Leaf,
     intention::{Action, Intention, Intentions},
-    proxy::{self, CapturedFlow, CapturedFlows, InboundService, ProxyHandle, ProxySettings},
+    proxy::{self, CapturedFlow, CapturedFlows, InboundService, ProxyHandle, ProxySettings, Threads},
     state::{Mesh, MeshState},
     tls::{self, test_pki::Ca},
 };
@@ -75,8 +75,9 @@ pub(super) fn local() -> std::net::TcpListener {
     std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
 }
 
+/// The test's own thread carries the flows: what it has not waited for has not happened.
 pub(super) fn settings() -> ProxySettings {
-    ProxySettings::default()
+    ProxySettings { threads: Threads::Callers, ..ProxySettings::default() }
 }
 
 impl World {
