@@ -229,7 +229,8 @@ impl Seen {
                 row.push(format!("{:.0} ({:.0} to {:.0})", ns.median, ns.min, ns.max));
                 row.push(format!("{:.1} %", part.median * 100.0));
             }
-            row.extend([format!("{all:.0}"), format!("{connect:.0}")]);
+            // The sum of nothing is -0.
+            row.extend([format!("{:.0}", all + 0.0), format!("{:.0}", connect + 0.0)]);
             rows.push(row);
             let of_programs: BTreeMap<_, _> = programs
                 .iter()
