@@ -215,7 +215,7 @@ impl Seen {
             let connections = kind.share(self.plan.connections) as f64;
             let per_connection = |runs: &Runs| runs.ns as f64 / connections;
             let all: f64 = programs.values().map(per_connection).sum();
-            // Each of a program's hooks is named after what it hooks: meshnode_connect4, as the kernel cuts it.
+            // A program is named after its hook: mesh_connect4.
             let connect: f64 = programs
                 .iter()
                 .filter(|(name, _)| name.contains("connect"))
