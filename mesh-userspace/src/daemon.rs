@@ -369,7 +369,7 @@ impl Daemon {
     /// Reads the configuration again; takes it as a whole, or changes nothing.
     async fn reload_config(&self) -> Result<ReloadReport, AdminError> {
         let _one = self.reloading.lock().await;
-        let new = Config::load(self.config_path.as_deref())
+        let new = Config::load_with_files(self.config_path.as_deref())
             .map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
         let old = self.config.load_full();
         old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
@@ -378,7 +378,7 @@ impl Daemon {
         for service in &new.services {
             self.governed.make(&services::exec_cgroup(&service.name)).map_err(|e| system(&e))?;
         }
-        let changes = changes(&old, &new);
+        let mut changes = changes(&old, &new);
         {
             let (mut services, mut gateways) = (self.services(), self.gateways());
             let inbound = services.apply(&new).map_err(|e| system(&e))?;
@@ -399,6 +399,7 @@ impl Daemon {
             self.announce.send_replace(Arc::new(all));
         }
         if let (Some(embedded), Some(ca)) = (embedded, ca) {
+            changes.extend(gateways.renewed().iter().map(|name| format!("gateway {name}: other TLS files")));
             embedded.use_ca(ca).await.map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
         }
         if old.log != new.log {

@@ -163,6 +163,8 @@ pub struct GatewayStatus {
     /// What that means now; empty while a name does not resolve.
     pub resolved: Vec<SocketAddr>,
     pub mesh_port: u16,
+    /// The name that its certificate must be for; `None`: it is spoken to in clear.
+    pub tls: Option<String>,
     /// `passing` or `critical`.
     pub health: String,
     /// Why it is critical.

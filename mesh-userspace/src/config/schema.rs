@@ -1,5 +1,7 @@
 //! The keys, section by section: name, accepted values, default. Rules between keys are in `rules`.
 
+mod gateway;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -11,9 +13,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AddressConfig, CaFiles, CertificateFiles, Config, ConfigError, ControlPlane, DnsConfig, Egress,
-    EgressRule, EgressTarget, Embedded, Exemption, Expose, ExternalAddress, GatewayConfig, GuardMode, Limits,
-    ListenConfig, LogFormat, PortRange, ProtectedPort, SameHost, Selector, ServiceConfig, WhenDown,
-    document::{Document, Section},
+    EgressRule, EgressTarget, Embedded, Exemption, Expose, GuardMode, Limits, ListenConfig, LogFormat,
+    PortRange, ProtectedPort, SameHost, Selector, ServiceConfig, WhenDown,
+    document::{Document, Files, Section},
     egress,
     error::{Located, Location},
     rules,
@@ -43,8 +45,8 @@ pub(super) const SHORTEST_LEAF: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_LEAF: Duration = Duration::from_secs(72 * 3600);
 
 /// Returns the configuration in `text` and the keys that were looked for.
-pub(super) fn read(text: &str, file: &Path) -> (Result<Config, ConfigError>, BTreeSet<String>) {
-    let document = Document::new(file, text);
+pub(super) fn read(text: &str, file: &Path, files: Files) -> (Result<Config, ConfigError>, BTreeSet<String>) {
+    let document = Document::new(file, text, files);
     let config = document.parse().and_then(|table| root(Section::root(&document, table.get_ref())));
     let asked = document.asked();
     let issues = document.into_issues();
@@ -76,7 +78,7 @@ fn root(section: Section<'_>) -> Option<Config> {
     let (control_plane, catalog_limit) = control_plane(&section, &mut claims);
     let mut names = rules::Names::new(section.document);
     let services = services(&section, &address.mesh_ports, &mut claims, &mut names);
-    let gateways = gateways(&section, &address.mesh_ports, &mut claims, &mut names);
+    let gateways = gateway::all(&section, &address.mesh_ports, &mut claims, &mut names);
     rules::room_for_gateways(section.document, &address.mesh_ports, &services, &gateways);
     let gateways = gateways.into_iter().map(|gateway| gateway.value).collect();
     let (limits, dns) = (limits(&section), dns(&section));
@@ -564,44 +566,6 @@ fn protected_port(
         mesh_port,
         check_interval,
     })
-}
-
-/// Returns the gateways, each with its place.
-fn gateways(
-    root: &Section<'_>,
-    mesh_ports: &PortRange,
-    claims: &mut rules::Claims<'_>,
-    names: &mut rules::Names<'_>,
-) -> Vec<Located<GatewayConfig>> {
-    let found = root.sections("gateway").into_iter().filter_map(|section| {
-        let at = section.at().clone();
-        gateway(section, mesh_ports, claims, names).map(|value| Located { value, at })
-    });
-    found.collect()
-}
-
-fn gateway(
-    section: Section<'_>,
-    mesh_ports: &PortRange,
-    claims: &mut rules::Claims<'_>,
-    names: &mut rules::Names<'_>,
-) -> Option<GatewayConfig> {
-    let service = section.text("service", NAME, |text| text.parse::<ServiceName>());
-    if !section.has("service") {
-        section.missing("service", NAME);
-    }
-    let address = section.text("address", ExternalAddress::FORMS, str::parse);
-    if !section.has("address") {
-        section.missing("address", ExternalAddress::FORMS);
-    }
-    let mesh_port = section.port("mesh_port", 1..=u16::MAX).map(|port| {
-        rules::inside_mesh_range(section.document, &port, mesh_ports);
-        claims.claim(port)
-    });
-    let check_interval = check(&section);
-    section.finish();
-    let service = names.claim(service?);
-    Some(GatewayConfig { service, address: address?.value, mesh_port, check_interval })
 }
 
 /// Returns how often it is checked; `None` when that is off.

@@ -232,6 +232,7 @@ fn gateways(daemon: &Daemon) -> Vec<GatewayStatus> {
                 address: gateway.config.address.to_string(),
                 resolved: gateway.addresses.borrow().clone(),
                 mesh_port: gateway.mesh_port,
+                tls: gateway.tls_name(),
                 health: health.into(),
                 reason,
             }
