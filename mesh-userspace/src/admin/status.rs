@@ -328,6 +328,8 @@ pub struct ControlPlaneStatus {
     pub index: u64,
     /// What is served was read from the disk cache.
     pub from_cache: bool,
+    /// Catalog and intentions were not read yet: everything is denied.
+    pub unsynced: bool,
     /// Services of the catalog that are watched: a dial to one of them is decided here.
     pub watched_services: usize,
     /// Services of the catalog that are not: a dial to one of them is refused by its own host only. `None` where nobody

@@ -408,6 +408,7 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         last_error: status.last_error,
         index: status.index,
         from_cache: status.from_disk_cache,
+        unsynced: !daemon.mesh.load().is_synced(),
         watched_services: watched.services,
         unwatched_services: watched.unwatched,
     }
