@@ -3,6 +3,7 @@
 
 mod audit;
 mod carry;
+mod cost;
 mod links;
 mod load;
 mod policy;

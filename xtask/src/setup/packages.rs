@@ -7,7 +7,7 @@ use crate::apt;
 
 const BUILD: [&str; 2] = ["gcc", "libc6-dev"];
 
-const TEST: [&str; 34] = [
+const TEST: [&str; 35] = [
     "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
@@ -41,6 +41,7 @@ const TEST: [&str; 34] = [
     "tcl",
     "tcpdump",
     "util-linux",
+    "valgrind",
     "vsftpd",
 ];
 
