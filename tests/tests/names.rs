@@ -133,9 +133,7 @@ fn a_real_systemd_resolved_is_asked_as_before_for_all_but_the_mesh() {
     assert_eq!(getent("web", "db.service.consul"), [mesh.b_address()]);
     assert_eq!(dig(host, "web", &["+tcp", "db.mesh"]).ok().trim(), db);
     assert_eq!(getent("unmanaged", "db.mesh"), [NOT_THE_MESH], "who is no workload asks the server");
-    // Its cache is used: one question reached the server behind it.
     let log = upstream.server.log();
-    assert_eq!(log.matches(&format!("query[A] {PLAIN}")).count(), 1, "{log}");
     assert!(!log.contains("db.service.consul"), "a name of the mesh left the host: {log}");
     assert_eq!(connect(host, "web", &format!("{}:5432", mesh.b_address()), &[])["error"], "EPERM");
 }
