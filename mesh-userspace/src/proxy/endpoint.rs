@@ -232,6 +232,10 @@ impl<'a> Endpoint<'a> for Secured<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.socket.poll_write_ready(cx))?;
                 }
+                // A server that has said all, and gone, need not hear it.
+                Err(_) if matches!(self.ended, Some(Ended::InOrder)) => {
+                    return Poll::Ready(socket::shutdown(self.socket));
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
