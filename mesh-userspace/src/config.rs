@@ -67,6 +67,7 @@ pub struct Config {
     pub listen: ListenConfig,
     pub dns: DnsConfig,
     pub limits: Limits,
+    pub proxy: ProxyConfig,
     pub control_plane: ControlPlane,
     /// The whole catalog is watched while it has no more services than this; 0: never.
     pub catalog_limit: usize,
@@ -98,6 +99,13 @@ pub struct AddressConfig {
     pub advertise: Vec<IpAddr>,
     pub mesh_ports: PortRange,
     pub virtual_ranges: VirtualRanges,
+}
+
+/// Fast paths of the proxy, each of which can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Connections between meshnodes carry one flow after another; off: each is one flow's, as with any other peer.
+    pub pool: bool,
 }
 
 /// Ports of the outbound and guard listeners on loopback; 0 is any free one.

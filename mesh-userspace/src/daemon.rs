@@ -4,6 +4,7 @@
 //! client (disk cache, then live) → maps → listeners → admin socket. Nothing is let through that a part not started
 //! yet would have refused: until the maps say otherwise, the kernel denies.
 
+mod admin;
 mod clear;
 mod egress;
 mod gateways;
@@ -12,6 +13,7 @@ mod learnt;
 mod listeners;
 mod namespaces;
 mod place;
+mod reload;
 mod services;
 mod signals;
 mod status;
@@ -35,21 +37,12 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use aya::maps::{MapData, RingBuf};
-use tokio::{
-    sync::{Notify, watch},
-    task::spawn_blocking,
-};
+use tokio::sync::{Notify, watch};
 
 use crate::{
-    admin::{
-        AdminBackend, AdminError, AdminServer, Answer, CutReport, CutRequest, ExecTicket, ReloadReport,
-        StatusReport,
-    },
-    config::{Config, ControlPlane, SameHost},
-    control_plane::{
-        LocalService, Status as SyncStatus, Sync, SyncHandle, Watched,
-        embedded::{CheckedCa, Embedded},
-    },
+    admin::AdminServer,
+    config::{Config, SameHost},
+    control_plane::{LocalService, Status as SyncStatus, Sync, SyncHandle, Watched, embedded::Embedded},
     datapath::{
         cgroup::Governed,
         engine::{self, Engine, Outlets},
@@ -58,8 +51,9 @@ use crate::{
         names::NameReader,
     },
     dns::{self, Dns, Zones},
+    fast_path::Probed,
     identity::ServiceName,
-    proxy::{self, InboundService, ProxyHandle, ProxySettings},
+    proxy::{self, InboundService, PoolSettings, ProxyHandle, ProxySettings},
     state::{Mesh, MeshState},
     telemetry::{self, Telemetry},
 };
@@ -164,6 +158,7 @@ pub struct Daemon {
     /// `None`: no other network namespace than the host's is served.
     visitor: Option<Visitor>,
     guards: Guards,
+    probed: Probed,
     recent: events::Recent,
     started: Instant,
     draining: AtomicBool,
@@ -209,8 +204,9 @@ impl Daemon {
         let recent = outlets.recent;
         let (listeners, sockets) = Listeners::bind(&config)?;
         listeners.hand_to_kernel(&kernel, &sockets)?;
-        let proxy =
-            proxy::start(ProxySettings::default(), mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
+        let pool = PoolSettings { enabled: config.proxy.pool, ..PoolSettings::default() };
+        let settings = ProxySettings { pool, ..ProxySettings::default() };
+        let proxy = proxy::start(settings, mesh.clone(), Arc::new(outlets.flows), sockets.guard)?;
         let (host_netns, guards) = {
             let engine = kernel.lock();
             (engine.host_netns(), engine.guards())
@@ -250,6 +246,7 @@ impl Daemon {
             namespaces: namespaces::Served::default(),
             visitor: visitor.clone(),
             guards,
+            probed: Probed::start(),
             recent,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -372,72 +369,11 @@ impl Daemon {
         all.sort();
         all
     }
-
-    /// Reads the configuration again; takes it as a whole, or changes nothing.
-    async fn reload_config(&self) -> Result<ReloadReport, AdminError> {
-        let _one = self.reloading.lock().await;
-        let new = Config::load_with_files(self.config_path.as_deref())
-            .map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
-        let old = self.config.load_full();
-        old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
-        let system = |e: &dyn std::fmt::Display| AdminError::System(e.to_string());
-        let (embedded, ca) = self.given_ca(&new)?;
-        for service in &new.services {
-            self.governed.make(&services::exec_cgroup(&service.name)).map_err(|e| system(&e))?;
-        }
-        let mut changes = changes(&old, &new);
-        {
-            let (mut services, mut gateways) = (self.services(), self.gateways());
-            let inbound = services.apply(&new).map_err(|e| system(&e))?;
-            let served = gateways.apply(&new).map_err(|e| system(&e)).and_then(|external| {
-                let all = all_inbound((&services, inbound), (&gateways, external));
-                self.proxy.set_inbound(all).map_err(|e| system(&e))
-            });
-            if let Err(error) = served {
-                // Back to what the proxy still serves.
-                let _ = services.apply(&old);
-                let _ = gateways.apply(&old);
-                return Err(error);
-            }
-            changes.extend(gateways.renewed().iter().map(|name| format!("gateway {name}: other TLS files")));
-            let rules = services::rules(&new, &self.own_cgroup);
-            self.egress.set(&new);
-            self.kernel.lock().configure(services::kernel_view(&new), rules);
-            let all = all_announced(&new, &services, &gateways, &self.advertised);
-            self.announce.send_replace(Arc::new(all));
-        }
-        if let (Some(embedded), Some(ca)) = (embedded, ca) {
-            embedded.use_ca(ca).await.map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
-        }
-        if old.log != new.log {
-            self.telemetry.set_filter(&new.log).map_err(|e| system(&e))?;
-        }
-        self.config.store(Arc::new(new));
-        self.kernel.reconcile();
-        self.kernel.want_namespaces();
-        tracing::info!(?changes, "the configuration was read again");
-        Ok(ReloadReport { changes })
-    }
 }
 
 impl Daemon {
     fn embedded(&self) -> Option<Arc<Embedded>> {
         self.embedded.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Returns the embedded server with the CA that `new` gives it, read and checked.
-    fn given_ca(&self, new: &Config) -> Result<(Option<Arc<Embedded>>, Option<CheckedCa>), AdminError> {
-        let embedded = self.embedded();
-        let files = match &new.control_plane {
-            ControlPlane::Embedded(settings) => settings.ca.as_ref(),
-            _ => None,
-        };
-        let checked = match (&embedded, files) {
-            (Some(embedded), Some(files)) => Some(embedded.check_ca(files)),
-            _ => None,
-        };
-        let checked = checked.transpose().map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
-        Ok((embedded, checked))
     }
 }
 
@@ -463,37 +399,6 @@ fn all_inbound(
     let mut all = services.inbound(inbound);
     all.extend(gateways.inbound(external));
     all
-}
-
-/// One line for each service that came, went or changed.
-fn changes(old: &Config, new: &Config) -> Vec<String> {
-    let mut lines = Vec::new();
-    for service in &new.services {
-        match old.service(&service.name) {
-            None => lines.push(format!("service {} added", service.name)),
-            Some(before) if before != service => lines.push(format!("service {} changed", service.name)),
-            Some(_) => {}
-        }
-    }
-    lines.extend(
-        old.services
-            .iter()
-            .filter(|s| new.service(&s.name).is_none())
-            .map(|s| format!("service {} removed", s.name)),
-    );
-    if old.gateways != new.gateways {
-        lines.push("gateways changed".into());
-    }
-    if old.exempt != new.exempt {
-        lines.push("exemptions changed".into());
-    }
-    if old.log != new.log {
-        lines.push("log changed".into());
-    }
-    if old.drain_deadline != new.drain_deadline {
-        lines.push("drain_deadline changed".into());
-    }
-    lines
 }
 
 impl Daemon {
@@ -551,67 +456,6 @@ impl Daemon {
             self.broken.store(true, Relaxed);
             self.stop.notify_one();
         }
-    }
-}
-
-impl AdminBackend for Daemon {
-    fn status(&self) -> StatusReport {
-        status::report(self)
-    }
-
-    fn prepare_exec(&self, service: ServiceName) -> Answer<'_, ExecTicket> {
-        Box::pin(async move {
-            let config = self.config();
-            if config.service(&service).is_none() {
-                let known = config.services.iter().map(|s| s.name.clone()).collect();
-                return Err(AdminError::UnknownService { service, known });
-            }
-            let cgroup = self
-                .governed
-                .make(&services::exec_cgroup(&service))
-                .map_err(|e| AdminError::System(e.to_string()))?;
-            // The kernel knows the cgroup before the program is in it.
-            self.kernel.reconcile();
-            self.kernel.want_namespaces();
-            if !self.kernel.lock().is_workload(&cgroup, &service) {
-                let why = "the kernel does not know the cgroup yet; `meshnode status` says what is degraded";
-                return Err(AdminError::System(why.into()));
-            }
-            Ok(ExecTicket { cgroup_procs_path: cgroup.join("cgroup.procs") })
-        })
-    }
-
-    fn reload(&self) -> Answer<'_, ReloadReport> {
-        Box::pin(self.reload_config())
-    }
-
-    fn cut(&self, CutRequest { service }: CutRequest) -> Answer<'_, CutReport> {
-        Box::pin(async move {
-            let system = |error: &dyn std::fmt::Display| AdminError::System(error.to_string());
-            let (visitor, namespaces) = (self.visitor.clone(), self.namespaces.clone());
-            let listing = spawn_blocking(move || clear::connections(visitor.as_ref(), &namespaces));
-            let connections = listing.await.map_err(|e| system(&e))?.map_err(|e| system(&e))?;
-            let uncaptured = self.kernel.lock().uncaptured(connections);
-            let mut report = CutReport::default();
-            for one in uncaptured {
-                if service.is_some() && one.source != service && one.destination != service {
-                    continue;
-                }
-                let status = status::uncaptured_status(self, &one);
-                match clear::cut(self.visitor.as_ref(), &one).await {
-                    Ok(()) => report.cut.push(status),
-                    Err(error) => report.failed.push(format!("{} → {}: {error}", one.local, one.remote)),
-                }
-            }
-            Ok(report)
-        })
-    }
-
-    fn drain(&self) -> Answer<'_, ()> {
-        Box::pin(async move {
-            self.stop.notify_one();
-            Ok(())
-        })
     }
 }
 

@@ -12,6 +12,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;
+pub mod fast_path;
 pub mod identity;
 pub mod intention;
 mod listening;

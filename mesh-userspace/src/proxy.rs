@@ -151,7 +151,7 @@ pub fn start(
         settings,
         state,
         captured,
-        tls: TlsConfigs::default(),
+        tls: TlsConfigs::new(settings.pool.enabled),
         pool: Pool::new(settings.pool),
         flows: Arc::default(),
         connections: TaskTracker::new(),

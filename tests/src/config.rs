@@ -11,6 +11,9 @@ pub const STATE_DIR: &str = "/var/lib/meshnode";
 pub const API_PORT: u16 = 8501;
 pub const TOKEN: &str = "the-token-of-these-tests-0123456789";
 
+/// `pool` or `direct`: the fast path that all daemons of a test run have switched off.
+const OFF: &str = "MESHNODE_TEST_OFF";
+
 /// One daemon's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -70,6 +73,10 @@ pub fn second_port(first: &str, (name, port): (&str, u16)) -> Service {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { node, advertise, control_plane, services, top, sections } = self;
+        let off = std::env::var(OFF).unwrap_or_default();
+        if off == "direct" && !top.contains("same_host") {
+            writeln!(f, "same_host = \"mtls\"")?;
+        }
         writeln!(f, "node = \"{node}\"\nlog = \"info,mesh_userspace=debug\"\n{top}")?;
         writeln!(f, "[address]\nadvertise = \"{advertise}\"\n")?;
         match control_plane {
@@ -105,6 +112,9 @@ impl fmt::Display for Config {
                 writeln!(f, "port = {port}")?;
             }
             writeln!(f, "{lines}")?;
+        }
+        if off == "pool" && !sections.contains("[proxy]") {
+            writeln!(f, "[proxy]\npool = false")?;
         }
         f.write_str(sections)
     }

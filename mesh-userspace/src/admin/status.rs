@@ -11,6 +11,8 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use crate::fast_path::FastPath;
+
 /// A moment, as RFC 3339 text in UTC, whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub SystemTime);
@@ -66,6 +68,8 @@ pub struct StatusReport {
     /// Counters of the kernel side and the proxy, by name, since the start.
     pub counters: BTreeMap<String, u64>,
     pub listeners: Vec<ListenerStatus>,
+    /// Ways to carry flows with less work: which are in use, and why others are not.
+    pub fast_paths: Vec<FastPath>,
     /// What this kernel or host lacks, and what that costs; one sentence each.
     pub degraded: Vec<String>,
     pub exempt: Vec<ExemptStatus>,

@@ -20,6 +20,7 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         listen,
         dns,
         limits,
+        proxy,
         control_plane,
         catalog_limit,
         services: _,
@@ -42,6 +43,7 @@ pub(super) fn check(old: &Config, new: &Config) -> Result<(), Vec<String>> {
         ("control_plane.catalog_limit", *catalog_limit != new.catalog_limit),
         ("dns", *dns != new.dns),
         ("limits", *limits != new.limits),
+        ("proxy.pool", proxy.pool != new.proxy.pool),
         ("listen.outbound_port", listen.outbound_port != new.listen.outbound_port),
         ("listen.guard_port", listen.guard_port != new.listen.guard_port),
     ]

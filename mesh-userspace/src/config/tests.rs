@@ -1,12 +1,11 @@
 //! The configuration as a user meets it: text in, a checked value or named mistakes out.
 
-use std::{collections::BTreeSet, os::unix::ffi::OsStrExt, path::Path};
+mod any_text;
+mod gateway;
 
-use proptest::prelude::*;
+use std::{collections::BTreeSet, path::Path};
 
 use super::*;
-
-mod gateway;
 
 const EXAMPLE: &str = include_str!("../../../packaging/meshnode.example.toml");
 
@@ -72,6 +71,7 @@ fn each_mistake_has_its_place_its_key_what_was_found_and_what_is_accepted() {
             "service = { name = \"a\" }",
             "service: found a table; accepted: an array of tables, each written [[service]]",
         ),
+        ("[proxy]\npool = \"off\"", "m.toml:2:8: proxy.pool: found \"off\"; accepted: true, false"),
         ("[limits]\nflows = 0", "m.toml:2:9: limits.flows: found 0; accepted: an integer from 1 to 16777216"),
         ("[[service]]\n", "m.toml:1:1: service[0].name: missing; accepted: 1 to 63"),
         ("[[service]]\nname = \"-\"", "m.toml:2:8: service[0].name: found \"-\"; accepted: 1 to 63"),
@@ -415,13 +415,14 @@ fn reload_takes_services_and_names_what_needs_a_restart() {
     let services = parse("log = \"debug\"\ndrain_deadline = \"1s\"\n[[service]]\nname = \"a\"\n").unwrap();
     assert_eq!(old.diff_reloadable(&services), Ok(()));
     let other = parse(
-        "node = \"other\"\nsame_host = \"mtls\"\n[limits]\nflows = 4\n[listen]\nguard_port = 5\n[control_plane]\naddress = \"http://127.0.0.1:1\"\nembedded.leaf_ttl = \"1h\"\n",
+        "node = \"other\"\nsame_host = \"mtls\"\n[proxy]\npool = false\n[limits]\nflows = 4\n[listen]\nguard_port = 5\n[control_plane]\naddress = \"http://127.0.0.1:1\"\nembedded.leaf_ttl = \"1h\"\n",
     )
     .unwrap();
     let keys = [
         "node",
         "same_host",
         "limits",
+        "proxy.pool",
         "listen.guard_port",
         "control_plane.address",
         "control_plane.embedded.leaf_ttl",
@@ -429,81 +430,4 @@ fn reload_takes_services_and_names_what_needs_a_restart() {
     assert_eq!(old.diff_reloadable(&other), Err(keys.map(str::to_owned).to_vec()));
     let consul = parse("[control_plane]\nkind = \"consul\"\n").unwrap();
     assert_eq!(old.diff_reloadable(&consul), Err(vec!["control_plane.kind".to_owned()]));
-}
-
-/// Text near the format: keys and values that exist, put together wrongly.
-fn almost_configuration() -> impl Strategy<Value = String> {
-    let keys: Vec<String> = Config::keys()
-        .iter()
-        .map(|key| key.rsplit('.').next().unwrap().to_owned())
-        .chain(["nope".into()])
-        .collect();
-    let values = [
-        "1",
-        "\"a\"",
-        "\"/a\"",
-        "\"10s\"",
-        "\"embedded\"",
-        "[]",
-        "[1, \"b\"]",
-        "{}",
-        "true",
-        "1.5",
-        "\"\"",
-        "-3",
-        "1979-05-27",
-    ];
-    let headers = [
-        "[[service]]",
-        "[[exempt]]",
-        "[[gateway]]",
-        "[gateway.tls]",
-        "[address]",
-        "[listen]",
-        "[control_plane]",
-        "[control_plane.embedded]",
-        "[control_plane.embedded.expose]",
-        "[service.check]",
-        "[[service.egress_allow]]",
-        "[",
-    ];
-    let line = prop_oneof![
-        4 => (prop::sample::select(keys), prop::sample::select(values.to_vec())).prop_map(|(k, v)| format!("{k} = {v}")),
-        1 => prop::sample::select(headers.to_vec()).prop_map(str::to_owned),
-    ];
-    prop::collection::vec(line, 0..12).prop_map(|lines| lines.join("\n"))
-}
-
-fn check_any(text: &str) -> Result<(), TestCaseError> {
-    match parse(text) {
-        Ok(config) => prop_assert!(config.state_dir.as_os_str().as_bytes().starts_with(b"/")),
-        Err(error) => {
-            prop_assert!(!error.issues().is_empty());
-            for issue in error.issues() {
-                let lines = text.split('\n').count();
-                prop_assert!((1..=lines).contains(&issue.line) && issue.column >= 1, "{issue}");
-                prop_assert!(!issue.message.is_empty());
-            }
-        }
-    }
-    Ok(())
-}
-
-proptest! {
-    #[test]
-    fn any_text_parses_or_has_positions(text in "(?s).{0,200}") {
-        check_any(&text)?;
-    }
-
-    #[test]
-    fn almost_right_text_parses_or_has_positions(text in almost_configuration()) {
-        check_any(&text)?;
-    }
-
-    #[test]
-    fn a_broken_example_parses_or_has_positions(at in 0..EXAMPLE.len(), with in "(?s).{0,3}", cut in 0usize..20) {
-        let start = EXAMPLE.floor_char_boundary(at);
-        let end = EXAMPLE.floor_char_boundary((at + cut).min(EXAMPLE.len()));
-        check_any(&format!("{}{with}{}", &EXAMPLE[..start], &EXAMPLE[end..]))?;
-    }
 }

@@ -31,8 +31,8 @@ const REAP_AFTER: &str = "72h";
 /// Time for all deregistrations of a shutdown together.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Returns what to register for `service`: itself and its mTLS end.
-fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2] {
+/// Returns what to register for `service`: itself and its mTLS end, which `speaks` the protocol between meshnodes or not.
+fn registrations(service: &LocalService, listens: &Listens, speaks: bool) -> [Registration; 2] {
     let health = listens.check.borrow();
     let (status, _) = words(&health);
     let check = |id: &str| TtlCheck {
@@ -63,7 +63,7 @@ fn registrations(service: &LocalService, listens: &Listens) -> [Registration; 2]
             address: listens.mesh.ip().to_string(),
             port: listens.mesh.port(),
             tagged_addresses: BTreeMap::new(),
-            meta: [SPEAKS].into(),
+            meta: speaks.then_some(SPEAKS).into_iter().collect(),
             proxy: Some(Proxy {
                 destination_service_name: service.name.to_string(),
                 destination_service_id: service.id.clone(),
@@ -135,7 +135,7 @@ pub(super) async fn follow(shared: Arc<Shared>, mut local: watch::Receiver<Arc<V
             services.iter().filter_map(|s| s.listens.as_ref()).map(|l| l.check.clone()).collect();
         checks.iter_mut().for_each(watch::Receiver::mark_unchanged);
         // A change between the round's look and now is found by comparing with what was said.
-        let changed = failures == 0 && services.iter().any(|s| differs(s, &announced));
+        let changed = failures == 0 && services.iter().any(|s| differs(&shared, s, &announced));
         let again = async {
             match &failure {
                 Some(error) => shared.link.pause(failures, error).await,
@@ -151,9 +151,10 @@ pub(super) async fn follow(shared: Arc<Shared>, mut local: watch::Receiver<Arc<V
     }
 }
 
-fn differs(service: &LocalService, announced: &BTreeMap<String, Announced>) -> bool {
+fn differs(shared: &Shared, service: &LocalService, announced: &BTreeMap<String, Announced>) -> bool {
+    let speaks = shared.settings.speaks_meshnode;
     service.listens.as_ref().is_some_and(|listens| {
-        announced.get(&service.id).is_none_or(|a| a.said != registrations(service, listens))
+        announced.get(&service.id).is_none_or(|a| a.said != registrations(service, listens, speaks))
     })
 }
 
@@ -218,7 +219,7 @@ async fn announce(
     listens: &Listens,
     announced: &mut BTreeMap<String, Announced>,
 ) -> Result<(), ApiError> {
-    let say = registrations(service, listens);
+    let say = registrations(service, listens, shared.settings.speaks_meshnode);
     let fresh = announced.get(&service.id).filter(|a| a.said == say && a.at.elapsed() < REFRESH);
     if fresh.is_some() && heartbeat(shared, service, listens).await? {
         return Ok(());
@@ -329,7 +330,7 @@ mod tests {
             id: "db-1".to_owned(),
             listens: Some(listens.clone()),
         };
-        let json = serde_json::to_value(registrations(&service, &listens)).unwrap();
+        let json = serde_json::to_value(registrations(&service, &listens, true)).unwrap();
         assert_eq!(json[0]["ID"], "db-1");
         assert_eq!(json[0]["Address"], "10.77.0.1");
         assert_eq!(json[0]["TaggedAddresses"]["lan_ipv6"]["Address"], "fd77::1");
@@ -340,5 +341,8 @@ mod tests {
         assert_eq!(json[1]["Proxy"]["DestinationServiceID"], "db-1");
         assert_eq!(json[1]["Checks"][0]["Status"], "critical");
         assert_eq!(json[1]["Checks"][0]["TTL"], "30s");
+        assert_eq!(json[1]["Meta"]["meshnode"], "1");
+        let foreign = serde_json::to_value(registrations(&service, &listens, false)).unwrap();
+        assert!(foreign[1]["Meta"].get("meshnode").is_none(), "{foreign}");
     }
 }

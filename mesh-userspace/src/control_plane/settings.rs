@@ -54,6 +54,8 @@ pub struct Settings {
     pub linger: Duration,
     /// What virtual IPs are taken from.
     pub virtual_ranges: VirtualRanges,
+    /// Peers are told that the mTLS ends of this host speak the protocol between meshnodes.
+    pub speaks_meshnode: bool,
 }
 
 /// Where the API is, and what it takes to be let in.

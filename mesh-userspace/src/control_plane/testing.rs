@@ -26,6 +26,7 @@ pub fn settings(address: &str) -> Settings {
         // What leaves is gone at once, so that tests see it go.
         linger: std::time::Duration::ZERO,
         virtual_ranges: crate::config::Config::default().address.virtual_ranges,
+        speaks_meshnode: true,
     }
 }
 

@@ -178,5 +178,6 @@ pub fn client_settings(config: &Config, node_address: IpAddr) -> Settings {
         state_dir: config.state_dir.clone(),
         linger: LINGER,
         virtual_ranges: config.address.virtual_ranges,
+        speaks_meshnode: config.proxy.pool,
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         FlowState, FlowStatus, GatewayStatus, ListenerStatus, MOST_ALLOWED, ServiceStatus, StatusReport,
         Timestamp, UncapturedStatus, WorkloadStatus,
     },
-    config::{Config, Egress},
+    config::{Config, Egress, SameHost},
     control_plane::{Health, late_at},
     datapath::{
         direct::Direct,
@@ -21,6 +21,7 @@ use crate::{
         load::AttachState,
         uncaptured::{End, Uncaptured},
     },
+    fast_path::FastPath,
     identity::ServiceName,
     proxy::{Direction, FlowReport, FlowState as ProxyState},
     state::Mesh,
@@ -68,6 +69,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
         certificates: certificates(daemon, now),
         control_plane: control_plane(daemon),
         counters: counters(daemon, &engine.counters()),
+        fast_paths: fast_paths(daemon, &config, engine.connects_one_host()),
         listeners: listeners.into_iter().map(|(role, address)| ListenerStatus { role, address }).collect(),
         degraded: engine
             .degraded()
@@ -84,6 +86,24 @@ pub fn report(daemon: &Daemon) -> StatusReport {
             .collect(),
         exempt: exempt(daemon, &config, &cgroups),
     }
+}
+
+fn fast_paths(daemon: &Daemon, config: &Config, direct: bool) -> Vec<FastPath> {
+    const DIRECT: &str = "same-host direct";
+    const POOL: &str = "pool";
+    let direct = match (direct, config.same_host) {
+        (true, _) => FastPath::on(DIRECT, "the kernel connects workloads of this host"),
+        (false, SameHost::Mtls) => FastPath::off(DIRECT, "same_host = \"mtls\""),
+        (false, SameHost::Direct) => {
+            FastPath::off(DIRECT, "the kernel could not cut such flows (CONFIG_INET_DIAG_DESTROY)")
+        }
+    };
+    let pool = if config.proxy.pool {
+        FastPath::on(POOL, "connections between meshnodes carry one flow after another")
+    } else {
+        FastPath::off(POOL, "proxy.pool = false: each flow is a TLS connection of its own")
+    };
+    [direct, pool].into_iter().chain(daemon.probed.list()).collect()
 }
 
 /// Returns the datacenter as configured, else that of the certificates, which a Consul agent's CA gave.

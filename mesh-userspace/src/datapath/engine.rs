@@ -253,6 +253,11 @@ impl Engine {
         news
     }
 
+    /// Whether the kernel connects two workloads of this host by itself.
+    pub fn connects_one_host(&self) -> bool {
+        !self.same_host_mtls
+    }
+
     /// The way to guard other network namespaces.
     pub fn guards(&self) -> Guards {
         self.loaded.guards()

@@ -19,6 +19,8 @@ use crate::tls::Client;
 /// How many links wait, and how long.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolSettings {
+    /// Otherwise the protocol between meshnodes, which lets a link wait, is not spoken at all.
+    pub enabled: bool,
     /// For each source identity and instance.
     pub most_alike: usize,
     pub most: usize,
@@ -30,7 +32,13 @@ pub struct PoolSettings {
 
 impl Default for PoolSettings {
     fn default() -> Self {
-        Self { most_alike: 128, most: 2048, idle: Duration::from_secs(30), age: Duration::from_mins(10) }
+        Self {
+            enabled: true,
+            most_alike: 128,
+            most: 2048,
+            idle: Duration::from_secs(30),
+            age: Duration::from_mins(10),
+        }
     }
 }
 

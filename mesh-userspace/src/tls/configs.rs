@@ -40,8 +40,9 @@ pub enum ConfigError {
 }
 
 /// The cache of configurations. Reading takes no lock; building one copies the small map that it goes into.
-#[derive(Default)]
 pub struct TlsConfigs {
+    /// What is spoken besides the wire as Consul has it: [`MESHNODE`], or nothing.
+    protocols: Vec<Vec<u8>>,
     sources: ArcSwap<HashMap<ServiceName, Arc<Source>>>,
     servers: ArcSwap<HashMap<ServiceName, Arc<Server>>>,
 }
@@ -110,7 +111,19 @@ struct Server {
     accepting: Arc<Accepting>,
 }
 
+impl Default for TlsConfigs {
+    fn default() -> Self {
+        Self::new(true)
+    }
+}
+
 impl TlsConfigs {
+    /// Without `meshnode`, [`MESHNODE`] is neither offered nor chosen: everybody is a foreign peer.
+    pub fn new(meshnode: bool) -> Self {
+        let protocols = if meshnode { vec![MESHNODE.to_vec()] } else { Vec::new() };
+        Self { protocols, sources: ArcSwap::default(), servers: ArcSwap::default() }
+    }
+
     /// Returns what a connection of the owner of `leaf` to `instance` uses: it fails unless the server is exactly the
     /// SPIFFE ID of `instance`, before the client sends its certificate or any byte of the program.
     pub fn client(
@@ -126,7 +139,7 @@ impl TlsConfigs {
         };
         match source.find(instance) {
             Some(config) => Ok(config),
-            None => source.add(instance),
+            None => source.add(instance, &self.protocols),
         }
     }
 
@@ -142,7 +155,7 @@ impl TlsConfigs {
         let bundle = Arc::new(TrustBundle::new(roots.clone()).ok_or(ConfigError::NoUsableRoot)?);
         let config = server_config(leaf, &bundle)?;
         let mut meshnode = config.clone();
-        meshnode.alpn_protocols = vec![MESHNODE.to_vec()];
+        meshnode.alpn_protocols.clone_from(&self.protocols);
         let (config, meshnode) = (Arc::new(config), Arc::new(meshnode));
         let accepting = Arc::new(Accepting { config, meshnode, bundle });
         let server = Server { leaf: leaf.clone(), roots: roots.clone(), accepting: accepting.clone() };
@@ -178,7 +191,7 @@ impl Source {
         Some(client.clone())
     }
 
-    fn add(&self, instance: &Instance) -> Result<Arc<Client>, ConfigError> {
+    fn add(&self, instance: &Instance, protocols: &[Vec<u8>]) -> Result<Arc<Client>, ConfigError> {
         let expected = SpiffeId {
             trust_domain: self.bundle.roots().trust_domain.clone(),
             namespace: instance.namespace.clone(),
@@ -190,7 +203,7 @@ impl Source {
             ServerName::try_from(expected.sni()).unwrap_or_else(|_| ServerName::from(instance.mesh.ip()));
         let config = client_config(&self.leaf, verifier)?;
         let mut meshnode = config.clone();
-        meshnode.alpn_protocols = vec![MESHNODE.to_vec()];
+        meshnode.alpn_protocols = protocols.to_vec();
         let (config, meshnode) = (Arc::new(config), Arc::new(meshnode));
         let (leaf, roots) = (self.leaf.clone(), self.bundle.roots().clone());
         let client = Arc::new(Client { config, meshnode, name, leaf, roots });

@@ -15,6 +15,7 @@ use caps::{CapSet, Capability};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 use super::Finding;
+use crate::fast_path;
 
 /// The oldest kernel that meshnode is tested on.
 const FLOOR: (u32, u32) = (6, 1);
@@ -26,14 +27,8 @@ pub fn check() -> Vec<Finding> {
         findings.push(program_types());
         findings.push(map_types());
     }
-    findings.extend([
-        btf(),
-        unprivileged_bpf(),
-        lockdown(),
-        sock_destroy(),
-        bpf_sock_destroy(),
-        kernel_tls(),
-    ]);
+    findings.extend([btf(), unprivileged_bpf(), lockdown(), sock_destroy(), bpf_sock_destroy()]);
+    findings.extend(fast_paths());
     findings
 }
 
@@ -235,13 +230,9 @@ fn bpf_sock_destroy() -> Finding {
     Finding::ok(CHECK, "not in this kernel (from 6.5 on): the daemon uses SOCK_DESTROY")
 }
 
-fn kernel_tls() -> Finding {
-    const CHECK: &str = "kernel TLS";
-    let ulps = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_ulp").unwrap_or_default();
-    if ulps.split_whitespace().any(|ulp| ulp == "tls") {
-        return Finding::ok(CHECK, "available");
-    }
-    Finding::ok(CHECK, "not loaded (CONFIG_TLS, `modprobe tls`): TLS records are made in user space")
+/// What the kernel could do for the byte path, tried here and now.
+fn fast_paths() -> impl Iterator<Item = Finding> {
+    fast_path::verdicts().into_iter().map(|(name, verdict)| Finding::ok(name, verdict))
 }
 
 #[cfg(test)]

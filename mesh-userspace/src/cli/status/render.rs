@@ -52,11 +52,28 @@ fn header(report: &StatusReport, style: Style) -> String {
             report.listeners.iter().map(|l| printable(&format!("{} {}", l.role, l.address))).collect();
         text.push_str(&format!("listeners      {}\n", all.join(", ")));
     }
+    text.push_str(&fast_paths(report, style));
     for problem in problems(report) {
         text.push_str(&format!("{} {}\n", style.paint(Colour::Bad, "problem:"), printable(&problem)));
     }
     for missing in &report.degraded {
         text.push_str(&format!("{} {}\n", style.paint(Colour::Warning, "degraded:"), printable(missing)));
+    }
+    text
+}
+
+/// Those in use in one line; why one is not, in a line for each.
+fn fast_paths(report: &StatusReport, style: Style) -> String {
+    let (on, off): (Vec<_>, Vec<_>) = report.fast_paths.iter().partition(|path| path.on);
+    if report.fast_paths.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = on.iter().map(|path| printable(&path.name)).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let mut text = format!("fast paths     {names}\n");
+    for path in off {
+        let why = printable(&format!("{}: {}", path.name, path.detail));
+        text.push_str(&format!("               {}\n", style.paint(Colour::Dim, &format!("off: {why}"))));
     }
     text
 }

@@ -6,7 +6,8 @@ use super::{
     super::{
         ExternalAddress, GatewayConfig, PortRange, document::Section, error::Located, rules, value::absolute,
     },
-    NAME, PATH, certificate, check,
+    NAME, PATH, check,
+    control_plane::certificate,
 };
 use crate::{
     identity::ServiceName,
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Returns the gateways, each with its place.
-pub(super) fn all(
+pub(super) fn gateways(
     root: &Section<'_>,
     mesh_ports: &PortRange,
     claims: &mut rules::Claims<'_>,

@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use super::world::{World, assert_reset, eventually, passes, read_to_end, reset, settings, within};
 use crate::{
     intention::{Action, Intentions},
-    proxy::{Direction, PoolSettings},
+    proxy::{Direction, PoolSettings, ProxyHandle},
 };
 
 /// A request, its answer, and both ends closed in order.
@@ -211,6 +211,34 @@ async fn a_pool_of_no_size_makes_a_connection_for_each_flow() {
     assert_eq!(ports(&world).len(), 3);
     assert_eq!(world.a.waiting(), 0);
     world.idle().await;
+}
+
+/// As with a foreign peer, in both directions, whatever the other side would like to speak.
+#[tokio::test]
+async fn without_a_pool_on_either_side_each_flow_is_a_connection_of_raw_bytes() {
+    for on in [(true, false), (false, true), (false, false), (true, true)] {
+        let with = |enabled| crate::proxy::ProxySettings {
+            pool: PoolSettings { enabled, ..PoolSettings::default() },
+            ..settings()
+        };
+        let world = World::of(with(on.0), with(on.1)).await;
+        for nth in 1..=3 {
+            exchange(&world, b"each").await;
+            eventually("both sides' flows ended", || {
+                let ended =
+                    |side: &ProxyHandle| side.flows().live() == 0 && side.flows().ended_flows().len() == nth;
+                ended(&world.a) && ended(&world.b)
+            })
+            .await;
+        }
+        let (connections, waiting) = if on == (true, true) { (1, 1) } else { (3, 0) };
+        assert_eq!(ports(&world).len(), connections, "{on:?}");
+        pooled(&world, waiting).await;
+        let (client, mut server) = world.flow().await;
+        reset(client);
+        assert!(read_to_end(&mut server).await.1, "{on:?}: a reset is one");
+        world.idle().await;
+    }
 }
 
 #[tokio::test]

@@ -85,14 +85,19 @@ impl World {
     }
 
     pub(super) async fn with(settings: ProxySettings) -> Self {
+        Self::of(settings, settings).await
+    }
+
+    /// With the settings of `a` and of `b`.
+    pub(super) async fn of(on_a: ProxySettings, on_b: ProxySettings) -> Self {
         let ca = Ca::new(DOMAIN);
         let (state_a, state_b) = (MeshState::default(), MeshState::default());
         let records = Arc::new(Records::default());
         let (outbound, guard, mesh) = (local(), local(), local());
         let addresses = [&outbound, &guard, &mesh].map(|listener| listener.local_addr().unwrap());
-        let a = proxy::start(settings, state_a.clone(), records.clone(), vec![]).unwrap();
+        let a = proxy::start(on_a, state_a.clone(), records.clone(), vec![]).unwrap();
         a.add_outbound(0, vec![outbound]).unwrap();
-        let b = proxy::start(settings, state_b.clone(), Arc::<Records>::default(), vec![guard]).unwrap();
+        let b = proxy::start(on_b, state_b.clone(), Arc::<Records>::default(), vec![guard]).unwrap();
         let program = TcpListener::from_std({
             let listener = local();
             listener.set_nonblocking(true).unwrap();

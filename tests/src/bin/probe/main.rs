@@ -14,12 +14,16 @@
 //! probe storm ADDRESS COUNT                     connections all the time by COUNT threads, each echoing, until stdin ends
 //!                                               or one fails; prints `storming`, then one line of JSON
 //! probe transfer ADDRESS MEBIBYTES              both ways at once through an echo server, compared; one line of JSON
+//! probe serve stalls ADDRESS                    a line of JSON for each connection of `stalls`
+//! probe stalls ADDRESS BYTES SEED ENDING        at most BYTES each way at once, both ends stalling, each byte compared; one
+//!                                               line of JSON; ENDING: in-order, caller-resets, server-resets
 //! probe ping ADDRESS                            numbered messages on one connection until stdin ends; the same
 //! ```
 
 mod client;
 mod many;
 mod server;
+mod stalls;
 mod transfer;
 
 use std::{net::SocketAddr, process::ExitCode};
@@ -57,6 +61,7 @@ fn act(words: &[&str]) -> Result<ExitCode, String> {
         ["serve", "greet", at, text] => {
             server::serve(address(at)?, server::Service::Greet((*text).to_owned()))
         }
+        ["serve", "stalls", at] => server::serve(address(at)?, server::Service::Stalls),
         ["connect", at, options @ ..] => {
             Ok(report(&client::connect(address(at)?, &client::Options::parse(options)?)))
         }
@@ -68,6 +73,10 @@ fn act(words: &[&str]) -> Result<ExitCode, String> {
         ["steady", at] => Ok(report(&many::steady(address(at)?))),
         ["storm", at, count] => Ok(report(&many::storm(address(at)?, number(count)?))),
         ["transfer", at, size] => Ok(report(&transfer::transfer(address(at)?, number(size)?))),
+        ["stalls", at, bytes, seed, ending] => {
+            let plan = stalls::Plan::new(number(seed)?, number(bytes)?, ending)?;
+            Ok(report(&stalls::call(address(at)?, plan)))
+        }
         ["ping", at] => Ok(report(&many::ping(address(at)?))),
         _ => Err("unknown command line, see the top of tests/src/bin/probe/main.rs".to_owned()),
     }

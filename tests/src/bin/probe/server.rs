@@ -21,6 +21,8 @@ pub enum Service {
     Count,
     /// A reset, after its first byte.
     Reset,
+    /// Its part of [`stalls`](crate::stalls), and a line about it.
+    Stalls,
 }
 
 pub fn serve(at: SocketAddr, service: Service) -> Result<ExitCode, String> {
@@ -49,6 +51,12 @@ fn attend(mut stream: TcpStream, service: &Service) -> std::io::Result<()> {
             echo(&mut stream)
         }
         Service::Greet(text) => stream.write_all(text.as_bytes()),
+        Service::Stalls => {
+            if let Some(said) = crate::stalls::attend(stream) {
+                println!("{said}");
+            }
+            Ok(())
+        }
         Service::Count => {
             let count = std::io::copy(&mut stream, &mut std::io::sink())?;
             stream.write_all(count.to_string().as_bytes())

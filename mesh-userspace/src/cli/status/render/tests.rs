@@ -9,6 +9,7 @@ use crate::{
         Timestamp, WorkloadStatus,
     },
     cli::status::{only, problems},
+    fast_path::FastPath,
 };
 
 fn moment(seconds: u64) -> Timestamp {
@@ -107,6 +108,7 @@ fn fixture() -> StatusReport {
         },
         counters: [("captured".to_owned(), 3), ("direct".to_owned(), 0), ("denied_intention".to_owned(), 1)]
             .into(),
+        fast_paths: vec![FastPath::on("same-host direct", ""), FastPath::off("pool", "proxy.pool = false")],
         exempt: vec![ExemptStatus {
             selector: "/system.slice/node-exporter.service".into(),
             reason: "metrics scraper".into(),
@@ -123,6 +125,8 @@ fn a_report_reads_as_documented() {
 meshnode 0.1.0  host-a (dc1)  pid 4242  up 3h12m
 kernel         1 of 1 programs attached, asked just now
 control plane  embedded http://127.0.0.1:8500  connected since 2023-11-14T22:13:20Z, index 42
+fast paths     same-host direct
+               off: pool: proxy.pool = false
 
 WORKLOADS (1)
   SERVICE  CGROUP                       PROCESSES  EGRESS
