@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     api::Endpoint,
-    figures::{mib, ms, rounded},
+    figures::{mib, ms, progress, rounded},
     fill::fill,
     server::Server,
     shape::Shape,
@@ -100,11 +100,6 @@ fn describe(plan: &Plan) -> Value {
         "intentions": plan.shape.all_intentions(), "catalog_nodes": plan.shape.nodes,
         "watching_nodes": plan.watchers, "upstreams_of_the_node": plan.upstreams,
     })
-}
-
-#[expect(clippy::print_stderr, reason = "a benchmark of minutes tells where it is")]
-fn progress(what: &str) {
-    eprintln!("… {what}");
 }
 
 /// The table of a report's figures.

@@ -7,7 +7,7 @@ pub mod chart;
 pub mod contestants;
 pub mod measures;
 pub mod report;
-mod stage;
+pub(crate) mod stage;
 mod targets;
 mod wire;
 
@@ -20,14 +20,17 @@ use measures::{Measure, Pace};
 use report::{Missing, Report};
 use stage::Stage;
 
-use crate::usage;
+use crate::{figures::progress, usage};
 
 /// What to measure.
+#[derive(Clone)]
 pub struct Plan {
     pub rounds: usize,
     pub pace: Pace,
     pub contestants: Vec<&'static Contestant>,
     pub measures: Vec<&'static Measure>,
+    /// So many intentions that decide for the caller and the service, beside the one that allows.
+    pub intentions: usize,
 }
 
 impl Plan {
@@ -44,6 +47,7 @@ impl Plan {
             pace,
             contestants: contestants::ALL.iter().collect(),
             measures: measures::ALL.iter().collect(),
+            intentions: 0,
         }
     }
 
@@ -103,6 +107,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
         }
     }
     let mut stage = Stage::new();
+    stage.intend(plan.intentions)?;
     for round in 0..plan.rounds {
         let lanes = start(&mut stage, &present, (round == 0).then_some(&mut report));
         for (n, measure) in plan.measures.iter().enumerate() {
@@ -152,9 +157,4 @@ fn measure_all(
         }
     }
     Ok(())
-}
-
-#[expect(clippy::print_stderr, reason = "a benchmark of minutes tells where it is")]
-fn progress(what: &str) {
-    eprintln!("… {what}");
 }

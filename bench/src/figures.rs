@@ -4,6 +4,18 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+/// What a benchmark found, for programs and for people.
+pub struct Found {
+    pub json: Value,
+    pub table: String,
+}
+
+/// Tells where a benchmark of minutes is.
+#[expect(clippy::print_stderr, reason = "standard output is for the figures")]
+pub fn progress(what: &str) {
+    eprintln!("… {what}");
+}
+
 /// Returns count, p50, p99 and maximum of `samples` in milliseconds.
 pub fn summary(mut samples: Vec<Duration>) -> Value {
     samples.sort_unstable();

@@ -37,12 +37,21 @@ pub async fn fill(endpoint: &Endpoint, shape: Shape) -> Result<Filled> {
     .await?;
     let catalog = start.elapsed();
     let start = Instant::now();
-    each(endpoint, shape.all_intentions(), move |number| {
-        let (source, destination) = shape.intention(number);
+    intentions(endpoint, shape.all_intentions(), move |number| shape.intention(number)).await?;
+    Ok(Filled { catalog, intentions: start.elapsed() })
+}
+
+/// Allows what `pair` says of each number below `count`: (source, destination).
+pub async fn intentions(
+    endpoint: &Endpoint,
+    count: usize,
+    pair: impl Fn(usize) -> (String, String) + Copy + Send + 'static,
+) -> Result<()> {
+    each(endpoint, count, move |number| {
+        let (source, destination) = pair(number);
         vec![("POST", "/v1/connect/intentions", shape::intention(&source, &destination, "allow"))]
     })
-    .await?;
-    Ok(Filled { catalog, intentions: start.elapsed() })
+    .await
 }
 
 type Request = (&'static str, &'static str, Value);

@@ -53,12 +53,12 @@ pub fn maps(pid: i32) -> Result<(u64, usize)> {
     Ok((maps.values().sum(), maps.len()))
 }
 
-/// Lets this process open as many files as the system allows: each simulated watcher is one.
-pub fn raise_file_limit() -> Result<()> {
+/// Lets this process open as many files as the system allows, and returns how many: each simulated watcher is one.
+pub fn raise_file_limit() -> Result<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let wanted = hard.max(1 << 20);
     setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted)
         .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))?;
-    Ok(())
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
 }

@@ -277,6 +277,7 @@ impl Intentions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allocations;
 
     fn intention(source: &str, destination: &str, action: Action) -> Intention {
         Intention {
@@ -384,30 +385,6 @@ mod tests {
         assert!(!closed.upstreams(&[name("web")]).others);
     }
 
-    /// Counts what the thread allocates while it is looked at.
-    struct Counting;
-
-    thread_local! {
-        static ALLOCATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-    }
-
-    // SAFETY: everything is handed on to the system's allocator as it came.
-    unsafe impl std::alloc::GlobalAlloc for Counting {
-        unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
-            ALLOCATIONS.with(|count| count.set(count.get() + 1));
-            // SAFETY: the caller's promises about `layout` are passed on.
-            unsafe { std::alloc::System.alloc(layout) }
-        }
-
-        unsafe fn dealloc(&self, at: *mut u8, layout: std::alloc::Layout) {
-            // SAFETY: `at` came from `alloc` above, which is the system's.
-            unsafe { std::alloc::System.dealloc(at, layout) }
-        }
-    }
-
-    #[global_allocator]
-    static ALLOCATOR: Counting = Counting;
-
     #[test]
     fn a_decision_among_fifty_thousand_intentions_allocates_nothing() {
         let name = |text: String| text.parse::<ServiceName>().unwrap();
@@ -419,15 +396,11 @@ mod tests {
         scoped.insert(sources[0].clone(), list.clone());
         let of_a_host = Intentions::of_services(&scoped, &ByService::new(), Deny);
         for set in [Intentions::new(list, Deny), of_a_host] {
-            let before = ALLOCATIONS.with(std::cell::Cell::get);
-            let started = std::time::Instant::now();
-            let pairs = sources.iter().flat_map(|s| destinations.iter().map(move |d| (s, d)));
-            let allowed = pairs.filter(|(source, destination)| set.allows(source, destination)).count();
-            let took = started.elapsed();
-            assert_eq!(ALLOCATIONS.with(std::cell::Cell::get) - before, 0);
-            assert_eq!(allowed, 50_000);
-            // Shown with `--nocapture`; a figure, not a condition.
-            eprintln!("{:?} per decision", took / 66_000);
+            let (allowed, allocations) = allocations::during(|| {
+                let pairs = sources.iter().flat_map(|s| destinations.iter().map(move |d| (s, d)));
+                pairs.filter(|(source, destination)| set.allows(source, destination)).count()
+            });
+            assert_eq!((allowed, allocations), (50_000, 0));
         }
     }
 }

@@ -5,6 +5,8 @@
 //! `control_plane` fills `state`; `datapath` writes what the kernel needs of it into the BPF maps.
 
 pub mod admin;
+#[cfg(test)]
+mod allocations;
 pub mod catalog;
 pub mod cli;
 pub mod config;

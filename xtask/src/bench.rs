@@ -14,27 +14,31 @@ use crate::{
 #[derive(Subcommand)]
 pub enum Bench {
     /// A server with 5,000 services and 50,000 intentions, 1,000 watching nodes, and how fast a change is enforced
-    ControlPlane(ControlPlane),
+    ControlPlane {
+        /// On a real Consul instead of the embedded server
+        #[arg(long)]
+        consul: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Throughput, latency, connections, CPU and memory, beside other proxies and plain TCP
-    Datapath(Datapath),
+    Datapath(Common),
+    /// 50,000 idle connections at once, and the memory of one
+    Held(Common),
+    /// What meshnode's programs in the kernel add to connect(2), of programs that it captures and of all others
+    Hooks(Common),
+    /// How long one decision takes the proxy, among up to 50,000 intentions
+    Policy(Common),
+    /// What a connection and a message cost with up to 10,000 others, and with up to 50,000 intentions
+    Scale(Common),
 }
 
 #[derive(clap::Args)]
-pub struct ControlPlane {
-    /// A small mesh: seconds instead of minutes
+pub struct Common {
+    /// A size that takes a minute or two
     #[arg(long)]
     quick: bool,
-    /// On a real Consul instead of the embedded server
-    #[arg(long)]
-    consul: bool,
-}
-
-#[derive(clap::Args)]
-pub struct Datapath {
-    /// Two rounds of short measurements: two minutes instead of twenty
-    #[arg(long)]
-    quick: bool,
-    /// --rounds N, --time MS, --only NAMES, --measures NAMES
+    /// The benchmark's own arguments; `-- --help` lists them
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -46,27 +50,19 @@ pub fn run(bench: &Bench) -> Result<()> {
     artifacts::release(&["mesh-userspace", "mesh-tests", "mesh-bench"])?;
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    match bench {
-        Bench::ControlPlane(args) => {
-            let name = if args.consul { "control-plane-consul.json" } else { "control-plane.json" };
-            let switches = [args.quick.then_some("--quick"), args.consul.then_some("--consul")];
-            start("bench-control-plane", &folder.join(name), |cargo| cargo.args(switches.iter().flatten()))
-        }
-        Bench::Datapath(args) => {
-            let quick = args.quick.then_some("--quick");
-            start("bench-datapath", &folder, |cargo| cargo.args(quick).args(&args.arguments))
-        }
-    }
-}
-
-fn start(
-    binary: &str,
-    out: &std::path::Path,
-    arguments: impl FnOnce(&mut std::process::Command) -> &mut std::process::Command,
-) -> Result<()> {
+    let (name, common) = match bench {
+        Bench::ControlPlane { common, .. } => ("control-plane", common),
+        Bench::Datapath(common) => ("datapath", common),
+        Bench::Held(common) => ("held", common),
+        Bench::Hooks(common) => ("hooks", common),
+        Bench::Policy(common) => ("policy", common),
+        Bench::Scale(common) => ("scale", common),
+    };
+    let consul = matches!(bench, Bench::ControlPlane { consul: true, .. });
     let mut cargo = process::command(workspace::cargo());
-    cargo.args(["run", "--release", "--quiet", "--package", "mesh-bench", "--bin", binary, "--"]);
-    arguments(cargo.arg("--out").arg(out));
+    cargo.args(["run", "--release", "--quiet", "--package", "mesh-bench", "--bin", "bench", "--"]);
+    cargo.arg("--out").arg(&folder).args(common.quick.then_some("--quick")).arg(name);
+    cargo.args(consul.then_some("--consul")).args(&common.arguments);
     artifacts::as_root(&mut cargo);
     process::run(&mut cargo)
 }

@@ -44,6 +44,8 @@ pub fn run(args: &Args) -> Result<()> {
         // One codegen unit and no ThinLTO: bpf-linker optimises the whole program itself.
         .args(["--config", "profile.release.lto=false", "--config", "profile.release.codegen-units=1"])
         .args(["--config", "profile.release.overflow-checks=false", "--config", "profile.release.debug=2"])
+        // As somebody who measures may have set it for user space: what is not inlined then, the verifier refuses.
+        .args(["--config", "profile.release.incremental=false"])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));

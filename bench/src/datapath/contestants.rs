@@ -91,6 +91,11 @@ pub const ALL: [Contestant; 10] = [
     consul::CONTESTANT,
 ];
 
+/// Returns the contestant of that name.
+pub fn named(name: &str) -> Option<&'static Contestant> {
+    ALL.iter().find(|contestant| contestant.name == name)
+}
+
 fn direct(client: Place, dial: SocketAddr) -> Lane {
     Lane { client, dial, proxies: Vec::new(), mesh: None }
 }

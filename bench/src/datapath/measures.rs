@@ -69,6 +69,16 @@ pub struct Pace {
 }
 
 impl Measure {
+    /// Operations of `load`, as many as fit.
+    pub(crate) const fn rate(name: &'static str, words: &'static [&'static str]) -> Self {
+        Self { name, words, kind: Kind::Rate }
+    }
+
+    /// The same, one after the other.
+    pub(crate) const fn latency(name: &'static str, words: &'static [&'static str]) -> Self {
+        Self { name, words, kind: Kind::Latency }
+    }
+
     /// What it is about first of all: a figure of its samples.
     pub fn figure(&self) -> &'static str {
         match self.kind {
@@ -139,13 +149,18 @@ impl Measure {
 }
 
 /// What the proxies have used up to a moment.
-struct Usage {
+pub(crate) struct Usage {
     cpu: Duration,
     /// Bytes; read for idle connections only, as the kernel walks all pages of the process for it.
-    memory: f64,
+    pub(crate) memory: f64,
 }
 
 impl Usage {
+    /// Returns the memory of proxies that hold idle connections.
+    pub(crate) fn of_idle(stage: &Stage, proxies: &[Place]) -> Result<Self> {
+        Self::now(stage, proxies, Kind::Idle)
+    }
+
     fn now(stage: &Stage, proxies: &[Place], kind: Kind) -> Result<Self> {
         let mut all = Self { cpu: Duration::ZERO, memory: 0.0 };
         for place in proxies {
@@ -162,14 +177,20 @@ impl Usage {
 }
 
 /// A running client.
-struct Load {
+pub(crate) struct Load {
     process: Process,
     input: std::process::ChildStdin,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Load {
-    fn start(stage: &Stage, place: Place, to: SocketAddr, words: &[String], pace: Pace) -> Result<Self> {
+    pub(crate) fn start(
+        stage: &Stage,
+        place: Place,
+        to: SocketAddr,
+        words: &[String],
+        pace: Pace,
+    ) -> Result<Self> {
         let mut command = stage.load(place);
         command.args(words).args(["--to", &to.to_string()]);
         command.args(["--warm", &pace.warm.as_millis().to_string()]);
@@ -184,18 +205,18 @@ impl Load {
         Ok(self.lines.next().with_context(|| format!("the load ended: {}", self.process.log()))??)
     }
 
-    fn expect(&mut self, word: &str) -> Result<()> {
+    pub(crate) fn expect(&mut self, word: &str) -> Result<()> {
         let line = self.line()?;
         anyhow::ensure!(line == word, "the load said `{line}` instead of `{word}`");
         Ok(())
     }
 
-    fn go_on(&mut self) -> Result<()> {
+    pub(crate) fn go_on(&mut self) -> Result<()> {
         writeln!(self.input)?;
         Ok(self.input.flush()?)
     }
 
-    fn figures(&mut self) -> Result<Value> {
+    pub(crate) fn figures(&mut self) -> Result<Value> {
         let line = self.line()?;
         // The server and the proxies are rid of its connections before the next client comes.
         self.process.wait();

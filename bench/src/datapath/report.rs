@@ -47,6 +47,7 @@ impl Report {
             plan: json!({
                 "rounds": plan.rounds, "seconds": plan.pace.time.as_secs_f64(),
                 "warm_seconds": plan.pace.warm.as_secs_f64(), "idle_connections": plan.pace.idle,
+                "intentions": plan.intentions,
             }),
             machine: machine(),
             versions: BTreeMap::new(),
@@ -181,7 +182,7 @@ impl Report {
     }
 
     /// Median, in brackets the ratio, and how far the rounds were apart.
-    fn cell(&self, name: &str, against: &str, measure: &str, figure: &str) -> String {
+    pub fn cell(&self, name: &str, against: &str, measure: &str, figure: &str) -> String {
         let Some(Summary { median, min, max }) = self.summary(name, measure, figure) else {
             return "–".to_owned();
         };
@@ -195,7 +196,7 @@ impl Report {
     }
 }
 
-fn summary(mut values: Vec<f64>) -> Option<Summary> {
+pub fn summary(mut values: Vec<f64>) -> Option<Summary> {
     values.sort_by(f64::total_cmp);
     let (min, max) = (*values.first()?, *values.last()?);
     let middle = values.len() / 2;
@@ -239,7 +240,7 @@ pub fn markdown(mut rows: Vec<Vec<String>>) -> String {
     text + "\n"
 }
 
-fn machine() -> Value {
+pub fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));

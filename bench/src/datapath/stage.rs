@@ -8,12 +8,16 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use mesh_tests::{
-    config::Service, host::Host, meshnode::Meshnode, net::Network, process::Process, program::listens,
+    bpf, config::Service, host::Host, meshnode::Meshnode, net::Network, process::Process, program::listens,
     space::tool, wait,
 };
 use serde_json::Value;
 
-use crate::server::{Client, Server};
+use crate::{
+    fill,
+    server::{Client, Server},
+    shape::name,
+};
 
 /// Where the plain server listens, on both hosts that serve.
 pub const PROGRAM: u16 = 7000;
@@ -80,6 +84,19 @@ impl Stage {
             stage.write_identity(on, service);
         }
         stage
+    }
+
+    /// Makes `count` intentions more, from the caller to others and from others to the service: all that its hosts get.
+    pub fn intend(&self, count: usize) -> anyhow::Result<()> {
+        let endpoint = self.control.endpoint()?;
+        self.a.space().enter().in_network(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let pair = |n: usize| match n % 2 {
+                0 => (CALLER.to_owned(), name(n / 2)),
+                _ => (name(n / 2), SERVICE.to_owned()),
+            };
+            runtime.block_on(fill::intentions(&endpoint, count, pair))
+        })
     }
 
     pub fn host(&self, on: On) -> &Host {
@@ -155,6 +172,10 @@ impl Stage {
             }
             self.mesh_runs = true;
         }
+        // What the caller dials before is no address of the mesh to its kernel, and passes as it is.
+        wait::until_true("the service's address in the caller's kernel", || {
+            bpf::count(self.host(On::MeshA), "DESTINATIONS") > 0
+        });
         let status = self.mesh[1].meshnode.wait_status("the mesh port", |status| {
             status.entry("services", "name", SERVICE).is_some_and(|service| service["mesh_port"].is_u64())
         });
@@ -199,8 +220,8 @@ impl Stage {
 /// be taken. (cubic is set already, with the namespaces.)
 fn sysctls(host: &Host) {
     let settings = [
-        "net.ipv4.ip_local_port_range=10000 65535",
-        "net.ipv4.ip_local_reserved_ports=20000-22000",
+        "net.ipv4.ip_local_port_range=2000 65535",
+        "net.ipv4.ip_local_reserved_ports=7000-9000,20000-22000",
         "net.ipv4.tcp_tw_reuse=1",
     ];
     host.run("", &[&["sysctl", "-qw"], &settings[..]].concat()).ok();

@@ -147,6 +147,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        allocations,
         catalog::{Catalog, Instance, InstanceHealth, VirtualIps},
         config::Config,
         tls::test_pki::Ca,
@@ -247,6 +248,17 @@ mod tests {
         let Targets::One(placed) = route.targets else { panic!("an instance's address means that instance") };
         assert_eq!(placed.instance.mesh, "10.0.0.2:21000".parse().unwrap());
         assert_eq!(route.identity.leaf.id.service.as_str(), "web");
+    }
+
+    #[test]
+    fn a_route_to_an_instance_or_a_virtual_ip_allocates_nothing() {
+        let (mut mesh, origin, now) = (mesh(), origin(), SystemTime::now());
+        let ip = named(&mut mesh);
+        for dialled in [origin.original_dst.unwrap(), SocketAddr::new(ip.into(), 1)] {
+            let (route, allocations) = allocations::during(|| super::route(&mesh, &origin, dialled, now));
+            assert!(route.is_ok());
+            assert_eq!(allocations, 0, "{dialled}");
+        }
     }
 
     #[test]

@@ -79,10 +79,23 @@ fn exchange(mut stream: impl Read + Write, start: Instant) -> Result<Duration> {
 
 /// Opens `count` connections, uses each once, and holds them for `time`.
 pub fn hold(to: SocketAddr, count: usize, time: Duration) -> Result<Measured> {
-    /// Threads that open them.
-    const OPENERS: usize = 8;
     tell("begin")?;
     let start = Instant::now();
+    let held = open(to, count)?;
+    let opened = start.elapsed();
+    std::thread::sleep(time);
+    tell("end")?;
+    // They were held: each is there still.
+    for stream in &held {
+        exchange(stream, Instant::now())?;
+    }
+    Ok(Measured { time: opened, samples: vec![opened; count], bytes: 0 })
+}
+
+/// Opens `count` connections and uses each once.
+pub fn open(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+    /// Threads that open them.
+    const OPENERS: usize = 8;
     let open = |n: usize| -> Result<Vec<TcpStream>> {
         let part = (n..count).step_by(OPENERS);
         part.map(|_| {
@@ -92,15 +105,11 @@ pub fn hold(to: SocketAddr, count: usize, time: Duration) -> Result<Measured> {
         })
         .collect()
     };
-    let held: Vec<Vec<TcpStream>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..OPENERS).map(|n| scope.spawn(move || open(n))).collect();
+    let parts: Vec<Vec<TcpStream>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..OPENERS.min(count)).map(|n| scope.spawn(move || open(n))).collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect::<Result<_>>()
     })?;
-    let opened = start.elapsed();
-    std::thread::sleep(time);
-    tell("end")?;
-    drop(held);
-    Ok(Measured { time: opened, samples: vec![opened; count], bytes: 0 })
+    Ok(parts.into_iter().flatten().collect())
 }
 
 /// A TLS client that resumes nothing.

@@ -6,10 +6,11 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::{
+    connections::open,
     server::ECHO,
     window::{Measured, Window},
 };
@@ -26,9 +27,7 @@ pub fn request() -> [u8; MESSAGE] {
 pub fn run(to: SocketAddr, connections: usize, window: &Window) -> Result<Measured> {
     let cores = std::thread::available_parallelism()?.get();
     let mut parts: Vec<Vec<TcpStream>> = (0..cores.min(connections)).map(|_| Vec::new()).collect();
-    for n in 0..connections {
-        let stream = TcpStream::connect(to).context("connect")?;
-        stream.set_nodelay(true)?;
+    for (n, stream) in open(to, connections)?.into_iter().enumerate() {
         let part = n % parts.len();
         parts[part].push(stream);
     }

@@ -4,7 +4,7 @@
 //! load serve ADDRESS…                       until killed
 //! load bulk up|down|both --streams N        bytes as fast as they go
 //! load ping --connections N                 128 bytes there and back, again and again
-//! load connect --connections N              connect, 128 bytes there and back, close; N of them at once
+//! load connect --connections N [--held M]   connect, 128 bytes there and back, close; N of them at once, beside M others
 //! load handshake --connections N --identity FOLDER    the same by TLS 1.3 with certificates, nothing resumed
 //! load idle --connections N                 opened, used once, and held
 //! load once [--identity FOLDER [--anonymous]]         one connection, one request: is somebody there? (the certificate
@@ -54,6 +54,9 @@ enum Client {
     Connect {
         #[arg(long)]
         connections: usize,
+        /// Others that are open meanwhile, each used once
+        #[arg(long, default_value_t = 0)]
+        held: usize,
         #[command(flatten)]
         common: Common,
     },
@@ -117,7 +120,8 @@ fn measure(client: Client) -> Result<Measured> {
     match client {
         Client::Bulk { way, streams, common } => bulk::run(common.to, way, streams, &common.window()),
         Client::Ping { connections, common } => echo::run(common.to, connections, &common.window()),
-        Client::Connect { connections, common } => {
+        Client::Connect { connections, held, common } => {
+            let _held = connections::open(common.to, held)?;
             connections::run(connections, &common.window(), || connections::plain(common.to))
         }
         Client::Handshake { connections, identity, common } => {
