@@ -215,7 +215,7 @@ impl Seen {
             let connections = kind.share(self.plan.connections) as f64;
             let per_connection = |runs: &Runs| runs.ns as f64 / connections;
             let all: f64 = programs.values().map(per_connection).sum();
-            // Each of a program's hooks is named after what it hooks: meshnode_connect4, as the kernel cuts it.
+            // A program is named after its hook: mesh_connect4.
             let connect: f64 = programs
                 .iter()
                 .filter(|(name, _)| name.contains("connect"))
@@ -229,7 +229,8 @@ impl Seen {
                 row.push(format!("{:.0} ({:.0} to {:.0})", ns.median, ns.min, ns.max));
                 row.push(format!("{:.1} %", part.median * 100.0));
             }
-            row.extend([format!("{all:.0}"), format!("{connect:.0}")]);
+            // The sum of nothing is -0.
+            row.extend([format!("{:.0}", all + 0.0), format!("{:.0}", connect + 0.0)]);
             rows.push(row);
             let of_programs: BTreeMap<_, _> = programs
                 .iter()

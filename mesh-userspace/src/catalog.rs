@@ -4,7 +4,11 @@ mod load;
 mod range;
 mod virtual_ips;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +51,11 @@ pub struct Instance {
     /// It is registered by a meshnode: a connection to it can carry one flow after another.
     #[serde(default)]
     pub meshnode: bool,
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Of the node that it is on; `None`: the catalog says a name, or nothing.
+    #[serde(default)]
+    pub node_address: Option<IpAddr>,
 }
 
 fn one() -> u32 {
@@ -178,6 +187,8 @@ mod tests {
             health: InstanceHealth::Passing,
             weight: 1,
             meshnode: true,
+            tags: Vec::new(),
+            node_address: None,
         }
     }
 

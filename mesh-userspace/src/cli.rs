@@ -148,7 +148,7 @@ where
     let Cli { global, command } = cli;
     match command {
         Command::Run => {
-            let config = Config::load(global.config.as_deref())?;
+            let config = Config::load_with_files(global.config.as_deref())?;
             run_daemon(config, global.config).map(|()| exit::OK)
         }
         Command::Status(args) => block_on(status::run(&global, &args)),

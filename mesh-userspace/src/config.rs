@@ -25,6 +25,7 @@ use std::{
 pub use crate::datapath::load::Limits;
 pub use advertise::discover as discover_advertise;
 pub use container::container_name;
+use document::Files;
 pub use egress::{EgressRule, EgressTarget, NamePattern, merged as merged_ports};
 pub use error::{ConfigError, Issue};
 pub use gateway::{ExternalAddress, GatewayConfig, unfit as unfit_for_gateway};
@@ -256,9 +257,18 @@ const LARGEST_FILE: u64 = 1 << 20;
 impl Config {
     /// Returns the configuration at `path`, or at [`DEFAULT_PATH`], where a missing file means the defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_file(path, Files::Named)
+    }
+
+    /// The same for whoever acts on it: certificates and keys that it names are read, and must be good.
+    pub fn load_with_files(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_file(path, Files::Opened)
+    }
+
+    fn load_file(path: Option<&Path>, files: Files) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
         match read(file) {
-            Ok(bytes) => Self::parse_bytes(&bytes, file),
+            Ok(bytes) => Self::parse_bytes(&bytes, file, files),
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => Ok(Self::default()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(ConfigError::Missing(file.to_owned()))
@@ -269,12 +279,12 @@ impl Config {
 
     /// Returns the configuration in `text`; `file` is what messages call it.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        schema::read(text, file).0
+        schema::read(text, file, Files::Named).0
     }
 
-    fn parse_bytes(bytes: &[u8], file: &Path) -> Result<Self, ConfigError> {
+    fn parse_bytes(bytes: &[u8], file: &Path, files: Files) -> Result<Self, ConfigError> {
         let error = match std::str::from_utf8(bytes) {
-            Ok(text) => return Self::parse(text, file),
+            Ok(text) => return schema::read(text, file, files).0,
             Err(error) => error,
         };
         let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
@@ -286,7 +296,8 @@ impl Config {
 
     /// Returns every key that a configuration may have, as in `service.check.interval`.
     pub fn keys() -> BTreeSet<String> {
-        schema::read("[[service]]\n[[service.egress_allow]]\n[[gateway]]\n[[exempt]]\n", Path::new("")).1
+        let text = "[[service]]\n[[service.egress_allow]]\n[[gateway]]\n[[exempt]]\n";
+        schema::read(text, Path::new(""), Files::Named).1
     }
 
     /// Whether this configuration may replace `self` in a running daemon; if not, the changed keys that need a restart.
@@ -325,7 +336,7 @@ impl Config {
 impl Default for Config {
     /// What an empty file says.
     fn default() -> Self {
-        schema::read("", Path::new("")).0.expect("invariant: an empty configuration is valid")
+        schema::read("", Path::new(""), Files::Named).0.expect("invariant: an empty configuration is valid")
     }
 }
 

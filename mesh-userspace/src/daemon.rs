@@ -9,6 +9,7 @@ mod clear;
 mod egress;
 mod gateways;
 mod kernel;
+mod learnt;
 mod listeners;
 mod namespaces;
 mod place;
@@ -56,6 +57,7 @@ use crate::{
     state::{Mesh, MeshState},
     telemetry::{self, Telemetry},
 };
+pub use egress::{UNLISTED_NAME, UNTRUSTED_SERVER};
 use gateways::Gateways;
 use kernel::Kernel;
 use listeners::Listeners;
@@ -194,6 +196,9 @@ impl Daemon {
         // Returns when the disk cache was read: what it holds serves from here on.
         let sync = Sync::start(settings, mesh.clone(), announced)?;
 
+        let learnt = learnt::Store::new(&config.state_dir);
+        let mut engine = engine;
+        engine.restore_learnt(learnt.load());
         let kernel = Kernel::new(engine, mesh.clone());
         kernel.reconcile();
         let recent = outlets.recent;
@@ -213,7 +218,7 @@ impl Daemon {
             Some(names) => {
                 let zones = Zones::new(config.dns.domains.clone(), config.dns.consul_domains.clone());
                 let dns = Dns::new(zones, mesh.clone(), Box::new(outlets.queries));
-                egress.connect(&dns, &kernel);
+                egress.connect(&dns, &kernel, recent.clone());
                 dns.add(host_netns, names, dns::Opener::Here)?;
                 Some(dns)
             }
@@ -249,6 +254,7 @@ impl Daemon {
             reloading: tokio::sync::Mutex::new(()),
             broken: AtomicBool::new(false),
         });
+        tokio::spawn(learnt.keep(daemon.kernel.clone()));
         tokio::spawn(daemon.clone().drive());
         tokio::spawn(daemon.clone().follow_gateways());
         if let Some(visitor) = visitor {
@@ -300,6 +306,7 @@ impl Daemon {
         if let Some(dns) = &self.dns {
             dns.shut_down().await;
         }
+        learnt::Store::new(&self.config().state_dir).save(&self.kernel);
         let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sync) = sync {
             sync.shutdown(true).await;

@@ -16,6 +16,7 @@ mod balance;
 mod buffer;
 mod copy;
 mod decision;
+mod endpoint;
 mod flow;
 mod guard;
 mod inbound;

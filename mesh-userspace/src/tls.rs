@@ -4,6 +4,7 @@
 //! the catalog named). Whether an authenticated caller *may* connect is decided in `proxy`, for each connection.
 
 mod configs;
+mod external;
 pub mod handshake;
 mod peer_error;
 pub mod record;
@@ -17,6 +18,7 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use configs::{Accepting, Client, ConfigError, MESHNODE, TlsConfigs};
+pub use external::{Asked, ExternalError, ExternalFiles, ExternalSession, ExternalTls, FileError};
 pub use peer_error::{PeerError, refusal};
 pub use session::{Broken, Opened, Session};
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod mariadb;
 pub mod nginx;
 pub mod postgres;
 pub mod redis;
+pub mod resolved;
 pub mod rsync;
 pub mod script;
 pub mod sshd;

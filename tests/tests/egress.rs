@@ -390,6 +390,63 @@ fn dig(outside: &Outside, cgroup: &str, words: &[&str]) -> String {
 }
 
 #[test]
+fn what_was_learnt_for_a_name_outlives_the_daemon_and_not_the_list() {
+    require_root!();
+    let mut outside = scene(BY_NAME);
+    let host = &outside.mesh.a.host;
+    let _system = Dnsmasq::start(host, "", RESOLVER, &outside.x.v4.to_string());
+    host.resolv_conf(&format!("nameserver {RESOLVER}\n"));
+    let x = format!("{}:{LISTED}", outside.x.v4);
+    assert_eq!(outside.dial("web", &x)["error"], "EPERM");
+    assert!(dig(&outside, "web", &["+short", PLAIN]).contains(&outside.x.v4.to_string()));
+    assert_eq!(outside.dial("web", &x)["received"], "welcome");
+    wait::until_true("it to be kept", || {
+        let file = host.space().path("/var/lib/meshnode/egress-learnt.json");
+        std::fs::read_to_string(file).is_ok_and(|kept| kept.contains(PLAIN))
+    });
+    for _ in 0..2 {
+        outside.mesh.a.kill9();
+        outside.mesh.a.run();
+        assert_eq!(outside.dial("web", &x)["received"], "welcome", "{}", outside.mesh.a.log());
+        assert_eq!(outside.dial("web", &format!("{}:{UNLISTED}", outside.x.v4))["error"], "EPERM");
+    }
+    outside.mesh.a.config.services[0] = Service::client("web").with("egress = \"mesh-only\"");
+    outside.mesh.a.kill9();
+    outside.mesh.a.write_config();
+    outside.mesh.a.run();
+    wait::until_true("the list alone to decide", || outside.dial("web", &x)["error"] == "EPERM");
+}
+
+#[test]
+fn what_exec_was_refused_is_explained_by_the_entries_that_the_list_lacks() {
+    require_root!();
+    let outside = scene(BY_NAME);
+    let host = &outside.mesh.a.host;
+    let _system = Dnsmasq::start(host, "", RESOLVER, &outside.x.v4.to_string());
+    host.resolv_conf(&format!("nameserver {RESOLVER}\n"));
+    let explained = |service: &str, script: &str| {
+        let words = ["exec", "--service", service, "--explain", "--", "sh", "-c", script];
+        outside.mesh.a.cli(&words).stderr
+    };
+    let to = outside.y.v4;
+    let said = explained(
+        "web",
+        &format!("dig +tries=1 secret.example; curl -sm 3 http://{to}:{LISTED}; dig @{to} +tries=1 {PLAIN}"),
+    );
+    for entry in [
+        "mesh-only: query for secret.example.\nmeshnode:   web is configured as egress = \"mesh-only\". To allow it",
+        "[[service.egress_allow]]\nmeshnode:     name = \"secret.example\"",
+        &format!("cidr = \"{to}\"\nmeshnode:     ports = \"{LISTED}\"\nmeshnode:     protocol = \"tcp\""),
+        &format!("mesh-only: untrusted server for {PLAIN}"),
+        &format!("cidr = \"{to}\"\nmeshnode:     ports = \"53\"\nmeshnode:     protocol = \"udp\""),
+    ] {
+        assert!(said.contains(entry), "{entry}\n{said}");
+    }
+    let said = explained("other", &format!("dig +tries=1 secret.example; curl -sm 3 http://{to}:{LISTED}"));
+    assert!(!said.contains("egress_allow"), "{said}");
+}
+
+#[test]
 fn names_of_the_list_are_resolved_and_reached_and_no_others_leave_the_host() {
     require_root!();
     let outside = scene(BY_NAME);

@@ -138,7 +138,15 @@ fn what_stands_in_the_way_of_a_temporary_daemon_is_named_and_the_command_does_no
         assert_eq!(left(&laptop), "", "{why}");
     };
     let good = temporary(&mesh, "web", TOKEN);
-    refused(&temporary(&mesh, "web", "wrong-token-0123456789"), "token");
+    let started = std::time::Instant::now();
+    refused(
+        &temporary(&mesh, "web", "wrong-token-0123456789"),
+        "refuses: Permission denied: the token is wrong",
+    );
+    assert!(
+        started.elapsed() < std::time::Duration::from_secs(5),
+        "nobody waits for a token to become right"
+    );
     let with = |from: &str, to: &str| {
         good.iter().map(|w| if w == from { to.to_owned() } else { w.clone() }).collect::<Vec<_>>()
     };
@@ -173,6 +181,28 @@ fn signals_reach_the_command_and_its_end_is_the_end_of_the_daemon() {
     assert_eq!(exec.wait().code(), Some(9), "{}", exec.log());
     assert!(exec.log().contains("got it"), "{}", exec.log());
     assert_eq!(left(&laptop), "");
+}
+
+#[test]
+fn interrupt_before_the_command_runs_leaves_nothing_and_one_for_the_command_ends_it() {
+    require_root!();
+    let mesh = Scene::new(&[("db", 5432)]).start();
+    let laptop = laptop(&mesh);
+    for said in ["starting a daemon", "running as"] {
+        let mut exec = spawn(&laptop, &temporary(&mesh, "web", TOKEN), &["sleep", "20"]);
+        wait::until_true(said, || exec.log().contains(said));
+        exec.signal(Signal::SIGINT);
+        if said == "running as" {
+            // A terminal sends it to the command as well, which is not in its process group here.
+            let end = "for i in $(seq 100); do \
+                       p=$(cat /sys/fs/cgroup/meshnode.temporary/*/meshnode.exec/web/cgroup.procs \
+                       /sys/fs/cgroup/unified/meshnode.temporary/*/meshnode.exec/web/cgroup.procs 2>/dev/null); \
+                       [ -n \"$p\" ] && kill -INT $p && break; sleep 0.05; done";
+            laptop.run("", &["sh", "-c", end]);
+        }
+        assert_eq!(exec.wait().code(), Some(130), "{said}: {}", exec.log());
+        assert_eq!(left(&laptop), "", "{said}: {}", exec.log());
+    }
 }
 
 #[test]

@@ -4,13 +4,14 @@ use std::process::Command;
 
 use mesh_tests::{
     container::Container,
-    fixture::{Mesh, Scene, serve},
+    fixture::{Mesh, Scene, connect, serve},
     host::Host,
     process::{Output, Process},
     program::{
         dnsmasq::{BIG, BIG_COUNT, Dnsmasq, NOT_THE_MESH, PLAIN, words},
         is_installed,
         postgres::{Postgres, psql},
+        resolved::{self, Resolved},
     },
     require_root, wait,
 };
@@ -102,6 +103,39 @@ fn workloads_resolve_the_mesh_and_everybody_resolves_all_else_as_before() {
     let script = "import socket;print(socket.getaddrinfo('db.service.mesh.',5432,socket.AF_INET)[0][4])";
     let said = host.run("web", &["python3", "-c", script]).ok();
     assert_eq!(said.trim(), format!("('{}', 5432)", mesh.b_address()));
+}
+
+#[test]
+fn a_real_systemd_resolved_is_asked_as_before_for_all_but_the_mesh() {
+    require_root!();
+    if !resolved::is_here() {
+        return;
+    }
+    let mesh = Scene::new(&[("db", 5432)]).start();
+    let _db = serve(&mesh.b.host, "db", 5432, &["echo"]);
+    let upstream = Dnsmasq::start(&mesh.b.host, "", &mesh.b_address(), "192.0.2.10");
+    let host = &mesh.a.host;
+    host.resolv_conf(&format!("nameserver {}\noptions edns0 trust-ad\n", resolved::STUB));
+    let _resolved = Resolved::start(host, "", &mesh.b_address());
+    let db = virtual_ip(&mesh);
+    let getent = |cgroup, name| addresses(&host.run(cgroup, &["getent", "ahostsv4", name]).ok());
+    for cgroup in ["web", "unmanaged"] {
+        wait::until_true("resolved to have found its server", || {
+            dig(host, cgroup, &[PLAIN]).stdout.trim() == "192.0.2.10"
+        });
+        assert_eq!(getent(cgroup, PLAIN), ["192.0.2.10"]);
+        assert_eq!(dig(host, cgroup, &["+tcp", PLAIN]).ok().trim(), "192.0.2.10");
+        assert_eq!(getent(cgroup, BIG).len(), BIG_COUNT);
+        let full = host.run(cgroup, &["dig", PLAIN]).ok();
+        assert!(full.contains(&format!("SERVER: {}#53", resolved::STUB)), "{full}");
+    }
+    assert_eq!(getent("web", "db.mesh"), [db.as_str()]);
+    assert_eq!(getent("web", "db.service.consul"), [mesh.b_address()]);
+    assert_eq!(dig(host, "web", &["+tcp", "db.mesh"]).ok().trim(), db);
+    assert_eq!(getent("unmanaged", "db.mesh"), [NOT_THE_MESH], "who is no workload asks the server");
+    let log = upstream.server.log();
+    assert!(!log.contains("db.service.consul"), "a name of the mesh left the host: {log}");
+    assert_eq!(connect(host, "web", &format!("{}:5432", mesh.b_address()), &[])["error"], "EPERM");
 }
 
 #[test]

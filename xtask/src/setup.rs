@@ -40,6 +40,7 @@ pub fn run(purpose: Purpose) -> Result<()> {
     if wants(Purpose::Test) {
         tools::consul()?;
         tools::redis_suite()?;
+        tools::resolved()?;
         envoy::envoy()?;
     }
     if wants(Purpose::Vm) {

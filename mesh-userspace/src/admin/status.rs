@@ -167,6 +167,8 @@ pub struct GatewayStatus {
     /// What that means now; empty while a name does not resolve.
     pub resolved: Vec<SocketAddr>,
     pub mesh_port: u16,
+    /// The name that its certificate must be for; `None`: it is spoken to in clear.
+    pub tls: Option<String>,
     /// `passing` or `critical`.
     pub health: String,
     /// Why it is critical.
@@ -330,6 +332,8 @@ pub struct ControlPlaneStatus {
     pub index: u64,
     /// What is served was read from the disk cache.
     pub from_cache: bool,
+    /// Catalog and intentions were not read yet: everything is denied.
+    pub unsynced: bool,
     /// Services of the catalog that are watched: a dial to one of them is decided here.
     pub watched_services: usize,
     /// Services of the catalog that are not: a dial to one of them is refused by its own host only. `None` where nobody

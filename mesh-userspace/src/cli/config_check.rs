@@ -20,7 +20,7 @@ pub enum ConfigCommand {
 pub fn run(global: &Global, command: &ConfigCommand) -> Result<u8, Failure> {
     let ConfigCommand::Check { file } = command;
     let path = file.clone().unwrap_or_else(|| target::config_path(global));
-    let config = Config::load(Some(&path))?;
+    let config = Config::load_with_files(Some(&path))?;
     let services = config.services.len();
     print(&format!(
         "{}: valid, {services} service{}\n",

@@ -60,7 +60,7 @@ impl Finding {
 
 pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8, Failure> {
     let mut findings = Vec::new();
-    let config = match Config::load(global.config.as_deref()) {
+    let config = match Config::load_with_files(global.config.as_deref()) {
         Ok(config) => {
             let path = target::config_path(global);
             let what = if path.exists() {

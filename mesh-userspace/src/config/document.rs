@@ -19,11 +19,24 @@ pub(super) struct Document<'d> {
     issues: RefCell<Vec<(usize, Issue)>>,
     /// Every key asked for, without indices: the schema.
     asked: RefCell<BTreeSet<String>>,
+    files: Files,
+}
+
+/// What becomes of files that the text names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    /// They are opened, and a mistake in one is a mistake of the text.
+    Opened,
+    Named,
 }
 
 impl<'d> Document<'d> {
-    pub fn new(file: &'d Path, text: &'d str) -> Self {
-        Self { file, text, issues: RefCell::default(), asked: RefCell::default() }
+    pub fn new(file: &'d Path, text: &'d str, files: Files) -> Self {
+        Self { file, text, issues: RefCell::default(), asked: RefCell::default(), files }
+    }
+
+    pub fn opens_files(&self) -> bool {
+        self.files == Files::Opened
     }
 
     /// Returns the text as tables, or `None` after noting what is not TOML.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::identity::ServiceName;
+use crate::{identity::ServiceName, tls::ExternalFiles};
 
 /// A service outside the mesh, which is reached through this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct GatewayConfig {
     pub address: ExternalAddress,
     /// `None`: the next free one of `address.mesh_ports`.
     pub mesh_port: Option<u16>,
+    /// How it is spoken to in TLS; `None`: in clear.
+    pub tls: Option<ExternalFiles>,
     /// How often the daemon tries a TCP connect; `None` when the check is off.
     pub check_interval: Option<Duration>,
 }
@@ -47,6 +49,14 @@ pub fn unfit(ip: IpAddr) -> Option<&'static str> {
 }
 
 impl ExternalAddress {
+    /// The host, without the port: what a certificate of it names.
+    pub fn host(&self) -> String {
+        match self {
+            Self::Literal(address) => address.ip().to_string(),
+            Self::Name { host, .. } => host.strip_suffix('.').unwrap_or(host).to_owned(),
+        }
+    }
+
     /// What it looks like, for messages.
     pub const FORMS: &str = "ADDRESS:PORT or NAME:PORT such as \"10.9.9.9:5432\", \"[2001:db8::9]:5432\", \"db.example.com:5432\"";
 }

@@ -18,7 +18,7 @@ use self::{address::address, control_plane::control_plane, gateway::gateways, se
 use super::{
     Config, ConfigError, DnsConfig, Exemption, Limits, ListenConfig, LogFormat, ProxyConfig, SameHost,
     Selector, WhenDown,
-    document::{Document, Section},
+    document::{Document, Files, Section},
     error::Located,
     rules,
     value::{DURATION, absolute, format_duration, parse_duration},
@@ -29,8 +29,8 @@ const PATH: &str = "an absolute path";
 const NAME: &str = "1 to 63 letters, digits, `-`, `_`, `.`, the first and last a letter or digit";
 
 /// Returns the configuration in `text` and the keys that were looked for.
-pub(super) fn read(text: &str, file: &Path) -> (Result<Config, ConfigError>, BTreeSet<String>) {
-    let document = Document::new(file, text);
+pub(super) fn read(text: &str, file: &Path, files: Files) -> (Result<Config, ConfigError>, BTreeSet<String>) {
+    let document = Document::new(file, text, files);
     let config = document.parse().and_then(|table| root(Section::root(&document, table.get_ref())));
     let asked = document.asked();
     let issues = document.into_issues();

@@ -1,6 +1,7 @@
 //! The configuration as a user meets it: text in, a checked value or named mistakes out.
 
 mod any_text;
+mod gateway;
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -333,39 +334,6 @@ fn a_service_has_the_defaults_of_the_documentation() {
         check_interval: Some(Duration::from_secs(10)),
     };
     assert_eq!(db.protected, Some(expected));
-}
-
-#[test]
-fn a_gateway_is_taken_with_defaults_and_each_mistake_in_one_is_named() {
-    let good = "[[gateway]]\nservice = \"billing-db\"\naddress = \"10.9.9.9:5432\"\n";
-    let expected = GatewayConfig {
-        service: "billing-db".parse().unwrap(),
-        address: ExternalAddress::Literal("10.9.9.9:5432".parse().unwrap()),
-        mesh_port: None,
-        check_interval: Some(Duration::from_secs(10)),
-    };
-    assert_eq!(parse(good).unwrap().gateways, [expected]);
-    for (more, said) in [
-        ("", "gateway[0].service: missing; accepted: 1 to 63"),
-        ("service = \"x\"\n", "gateway[0].address: missing; accepted: ADDRESS:PORT or NAME:PORT"),
-        ("service = \"x\"\naddress = \"10.9.9.9\"", "(the port is missing)"),
-        ("service = \"x\"\naddress = \"127.0.0.1:1\"", "a program of this host is a [[service]]"),
-        (
-            "service = \"x\"\naddress = \"h:1\"\nmesh_port = 9",
-            "gateway[0].mesh_port: found 9; accepted: a port of",
-        ),
-        ("service = \"x\"\naddress = \"h:1\"\nport = 9", "gateway[0].port: unknown key"),
-    ] {
-        let found = mistakes(&format!("[[gateway]]\n{more}")).join("\n");
-        assert!(found.contains(said), "{more:?}: {found}");
-    }
-    let twice = mistakes(&format!("[[service]]\nname = \"billing-db\"\n{good}")).join("\n");
-    assert!(twice.contains("gateway[0].service: found \"billing-db\" again"), "{twice}");
-    let tight =
-        format!("[address]\nmesh_ports = \"21000-21000\"\n[[service]]\nname = \"a\"\nport = 1\n{good}");
-    assert!(
-        mistakes(&tight).join("\n").contains("gateway[0]: address.mesh_ports (21000-21000) has no port left")
-    );
 }
 
 #[test]

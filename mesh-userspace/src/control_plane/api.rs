@@ -150,6 +150,8 @@ pub struct Service {
     /// The service's name.
     #[serde(deserialize_with = "nullable")]
     pub service: String,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// Empty: the node's address.
     #[serde(deserialize_with = "nullable")]
     pub address: String,

@@ -100,6 +100,8 @@ fn instance(
         health: health(&program.checks, &end.checks),
         weight: weight(program),
         meshnode: end.service.meta.get(SPEAKS.0).is_some_and(|version| version == SPEAKS.1),
+        tags: program.service.tags.clone(),
+        node_address: program.node.address.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
     };
     let passing = passes(&program.checks) && passes(&end.checks);
     let others = further_addresses(&program.service, &program.node, own_node).filter(|other| *other != main);

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use super::kernel::Kernel;
 use crate::{
     config::{Config, Egress, EgressRule},
+    datapath::events::Recent,
     dns::{Dns, Learned, Leaving},
     identity::ServiceName,
     proxy::RateLimit,
@@ -35,8 +36,8 @@ impl Lists {
         self.0.store(Arc::new(lists));
     }
 
-    /// Has `dns` refuse what may not leave, and the kernel let workloads reach what they are told.
-    pub fn connect(&self, dns: &Dns, kernel: &Kernel) {
+    /// Has `dns` refuse what may not leave, which `recent` is told, and the kernel let workloads reach what they are told.
+    pub fn connect(&self, dns: &Dns, kernel: &Kernel, recent: Recent) {
         let (lists, kernel) = (self.clone(), kernel.clone());
         dns.observe(Arc::new(move |learned: &Learned| {
             let Learned { service, server, name, addresses, ttl } = learned;
@@ -47,24 +48,35 @@ impl Lists {
         }));
         let (lists, limit) = (self.clone(), RateLimit::per_second(AUDITED_PER_SECOND));
         dns.guard(Arc::new(move |leaving| {
-            let may = may_leave(&lists, leaving);
-            if !may && let Some(unlogged_before) = limit.permit(Instant::now()) {
+            let Some(what) = refusal(&lists, leaving) else { return true };
+            recent.refused_query(leaving.service, leaving.server, what);
+            if let Some(unlogged_before) = limit.permit(Instant::now()) {
                 let (source, server) = (leaving.service, leaving.server);
                 let name = leaving.name.as_deref().unwrap_or("-");
                 tracing::info!(target: AUDIT, decision = "deny", reason = "mesh-only", %source, name, %server, unlogged_before, "a query for a name outside the mesh was refused");
             }
-            may
+            false
         }));
     }
 }
 
-fn may_leave(lists: &Lists, leaving: &Leaving<'_>) -> bool {
-    match (lists.0.load().get(leaving.service), &leaving.name) {
-        (None, _) => true,
-        (Some(list), Some(name)) => may_ask(list, leaving.server, name),
-        (Some(_), None) => false,
+/// Returns what of the query its workload's list does not allow, in the words that `status` and `exec` know; `None`: it may
+/// leave.
+fn refusal(lists: &Lists, leaving: &Leaving<'_>) -> Option<String> {
+    let lists = lists.0.load();
+    let list = lists.get(leaving.service)?;
+    match &leaving.name {
+        Some(name) if may_ask(list, leaving.server, name) => None,
+        Some(name) if list.iter().any(|rule| rule.is_for(name)) => Some(format!("{UNTRUSTED_SERVER} {name}")),
+        Some(name) => Some(format!("{UNLISTED_NAME} {name}")),
+        None => Some("unreadable query".to_owned()),
     }
 }
+
+/// A query for a name that is not in the list; the name follows.
+pub const UNLISTED_NAME: &str = "query for";
+/// A query for a name that is, to a server that nobody trusts; the name follows.
+pub const UNTRUSTED_SERVER: &str = "untrusted server for";
 
 /// Whether the list has the name, and the server may be told of it and be believed: it is one that the host itself asks,
 /// or one that the list has. Else a program would name its own accomplice, who says that any name is at any address.
@@ -93,17 +105,17 @@ mod tests {
         let lists = Lists::default();
         lists.set(&Config::parse(text, Path::new("m.toml")).unwrap());
         for (service, server, name, expected) in [
-            ("web", "10.0.0.53:53", Some("api.example.com"), true),
-            ("web", "10.0.0.53:53", Some("secret.evil.org"), false),
-            ("web", "10.0.0.53:53", None, false),
-            ("web", "192.0.2.66:53", Some("api.example.com"), false),
-            ("open", "192.0.2.66:53", Some("secret.evil.org"), true),
-            ("open", "192.0.2.66:53", None, true),
+            ("web", "10.0.0.53:53", Some("api.example.com"), None),
+            ("web", "10.0.0.53:53", Some("secret.evil.org"), Some("query for secret.evil.org")),
+            ("web", "10.0.0.53:53", None, Some("unreadable query")),
+            ("web", "192.0.2.66:53", Some("api.example.com"), Some("untrusted server for api.example.com")),
+            ("open", "192.0.2.66:53", Some("secret.evil.org"), None),
+            ("open", "192.0.2.66:53", None, None),
         ] {
             let service = service.parse().unwrap();
             let name = name.map(str::to_owned);
             let leaving = Leaving { service: &service, server: server.parse().unwrap(), name };
-            assert_eq!(may_leave(&lists, &leaving), expected, "{leaving:?}");
+            assert_eq!(refusal(&lists, &leaving).as_deref(), expected, "{leaving:?}");
         }
     }
 

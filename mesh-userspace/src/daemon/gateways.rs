@@ -9,12 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{
-    net::{TcpStream, lookup_host},
-    sync::watch,
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::{net::lookup_host, sync::watch, task::JoinHandle, time::timeout};
 
 use super::services::{CHECK_RETRY, CHECK_TIMEOUT, ServiceError, bind_mesh_port};
 use crate::{
@@ -22,6 +17,7 @@ use crate::{
     control_plane::{Health, Listens, LocalService as Announced},
     identity::ServiceName,
     proxy::{External, InboundService},
+    tls::ExternalTls,
 };
 
 /// How often a name is resolved again where there is no check.
@@ -47,15 +43,24 @@ impl Drop for Running {
     }
 }
 
+impl Running {
+    /// The name that the external service's certificate must be for; `None`: it is spoken to in clear.
+    pub fn tls_name(&self) -> Option<String> {
+        self.external.tls.as_ref().map(|tls| tls.name())
+    }
+}
+
 /// The gateways of this host.
 pub struct Gateways {
     running: HashMap<ServiceName, Running>,
+    /// Those of which the last [`apply`](Self::apply) found other TLS files at the same paths.
+    renewed: Vec<ServiceName>,
     moved: watch::Sender<()>,
 }
 
 impl Default for Gateways {
     fn default() -> Self {
-        Self { running: HashMap::new(), moved: watch::Sender::new(()) }
+        Self { running: HashMap::new(), renewed: Vec::new(), moved: watch::Sender::new(()) }
     }
 }
 
@@ -66,11 +71,16 @@ impl Gateways {
         let mut taken: Vec<u16> = config.gateways.iter().filter_map(|g| g.mesh_port).collect();
         taken.extend(config.services.iter().filter_map(|s| s.protected.as_ref()?.mesh_port));
         taken.extend(self.running.values().map(|r| r.mesh_port));
-        let (mut listeners, mut fresh) = (HashMap::new(), HashMap::new());
+        let (mut listeners, mut fresh, mut renewed) = (HashMap::new(), HashMap::new(), Vec::new());
         for wanted in &config.gateways {
             let name = &wanted.service;
+            let tls = external_tls(wanted)?;
             let port = match self.running.get(name) {
-                Some(running) if running.config == *wanted => continue,
+                Some(running) if running.config == *wanted && running.external.tls == tls => continue,
+                Some(running) if running.config == *wanted => {
+                    renewed.push(name.clone());
+                    running.mesh_port
+                }
                 Some(running) if wanted.mesh_port.is_none_or(|port| port == running.mesh_port) => {
                     running.mesh_port
                 }
@@ -82,11 +92,17 @@ impl Gateways {
                     port
                 }
             };
-            fresh.insert(name.clone(), run(wanted.clone(), port, self.moved.clone()));
+            fresh.insert(name.clone(), run(wanted.clone(), port, tls, self.moved.clone()));
         }
         self.running.retain(|name, _| config.gateway(name).is_some());
         self.running.extend(fresh);
+        self.renewed = renewed;
         Ok(listeners)
+    }
+
+    /// Those of which the last [`apply`](Self::apply) found other TLS files at the same paths.
+    pub fn renewed(&self) -> &[ServiceName] {
+        &self.renewed
     }
 
     pub fn get(&self, name: &ServiceName) -> Option<&Running> {
@@ -151,7 +167,19 @@ fn instance_id(gateway: &GatewayConfig, address: SocketAddr) -> String {
     }
 }
 
-fn run(config: GatewayConfig, mesh_port: u16, moved: watch::Sender<()>) -> Running {
+/// Reads the files anew.
+fn external_tls(gateway: &GatewayConfig) -> Result<Option<Arc<ExternalTls>>, ServiceError> {
+    let Some(files) = &gateway.tls else { return Ok(None) };
+    let failed = |source| ServiceError::ExternalTls { service: gateway.service.clone(), source };
+    ExternalTls::load(files).map(|tls| Some(Arc::new(tls))).map_err(failed)
+}
+
+fn run(
+    config: GatewayConfig,
+    mesh_port: u16,
+    tls: Option<Arc<ExternalTls>>,
+    moved: watch::Sender<()>,
+) -> Running {
     let known = match config.address {
         ExternalAddress::Literal(address) => vec![address],
         ExternalAddress::Name { .. } => Vec::new(),
@@ -163,12 +191,13 @@ fn run(config: GatewayConfig, mesh_port: u16, moved: watch::Sender<()>) -> Runni
     let external = External {
         address: config.address.to_string().into(),
         found: Arc::new(ArcSwap::from_pointee(known.clone())),
+        tls,
     };
     let (health_sender, health) = watch::channel(starting);
     let (addresses_sender, addresses) = watch::channel(known);
     let follower = Follower {
         config: config.clone(),
-        found: external.found.clone(),
+        external: external.clone(),
         health: health_sender,
         addresses: addresses_sender,
         moved,
@@ -179,7 +208,7 @@ fn run(config: GatewayConfig, mesh_port: u16, moved: watch::Sender<()>) -> Runni
 /// Keeps what is known of one external service current.
 struct Follower {
     config: GatewayConfig,
-    found: Arc<ArcSwap<Vec<SocketAddr>>>,
+    external: External,
     health: watch::Sender<Health>,
     addresses: watch::Sender<Vec<SocketAddr>>,
     moved: watch::Sender<()>,
@@ -216,7 +245,7 @@ impl Follower {
         });
         if moved {
             tracing::info!(service = %self.config.service, address = %self.config.address, ?resolved, "the external service's name resolves");
-            self.found.store(Arc::new(resolved.clone()));
+            self.external.found.store(Arc::new(resolved.clone()));
             self.moved.send_replace(());
         }
         if self.config.check_interval.is_none() {
@@ -225,16 +254,16 @@ impl Follower {
         self.check(resolved).await
     }
 
-    /// Dials each address; those that accept go first from now on.
+    /// Tries each address; those that accept go first from now on.
     async fn check(&self, addresses: Vec<SocketAddr>) -> Health {
         let (mut answering, mut silent, mut why) = (Vec::new(), Vec::new(), None);
         for address in addresses {
-            let failure = match timeout(CHECK_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(_)) => {
+            let failure = match timeout(CHECK_TIMEOUT, self.external.answers(address)).await {
+                Ok(Ok(())) => {
                     answering.push(address);
                     continue;
                 }
-                Ok(Err(error)) => format!("tcp {address}: {error}"),
+                Ok(Err(failure)) => failure,
                 Err(_) => format!("tcp {address}: no answer in {CHECK_TIMEOUT:?}"),
             };
             silent.push(address);
@@ -245,8 +274,8 @@ impl Follower {
             _ => Health::Passing,
         };
         answering.append(&mut silent);
-        if **self.found.load() != answering {
-            self.found.store(Arc::new(answering));
+        if **self.external.found.load() != answering {
+            self.external.found.store(Arc::new(answering));
         }
         health
     }

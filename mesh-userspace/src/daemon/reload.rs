@@ -13,7 +13,7 @@ impl Daemon {
     /// Reads the configuration again; takes it as a whole, or changes nothing.
     pub(super) async fn reload_config(&self) -> Result<ReloadReport, AdminError> {
         let _one = self.reloading.lock().await;
-        let new = Config::load(self.config_path.as_deref())
+        let new = Config::load_with_files(self.config_path.as_deref())
             .map_err(|e| AdminError::ConfigRefused(e.to_string()))?;
         let old = self.config.load_full();
         old.diff_reloadable(&new).map_err(AdminError::RestartNeeded)?;
@@ -22,7 +22,7 @@ impl Daemon {
         for service in &new.services {
             self.governed.make(&services::exec_cgroup(&service.name)).map_err(|e| system(&e))?;
         }
-        let changes = changes(&old, &new);
+        let mut changes = changes(&old, &new);
         {
             let (mut services, mut gateways) = (self.services(), self.gateways());
             let inbound = services.apply(&new).map_err(|e| system(&e))?;
@@ -37,6 +37,7 @@ impl Daemon {
                 return Err(error);
             }
             let rules = services::rules(&new, &self.own_cgroup);
+            changes.extend(gateways.renewed().iter().map(|name| format!("gateway {name}: other TLS files")));
             self.egress.set(&new);
             self.kernel.lock().configure(services::kernel_view(&new), rules);
             let all = all_announced(&new, &services, &gateways, &self.advertised);

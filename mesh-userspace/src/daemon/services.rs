@@ -23,6 +23,7 @@ use crate::{
     identity::ServiceName,
     listening::take_no_data_in_syn,
     proxy::{Dial as _, InboundService, Program},
+    tls::FileError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,8 @@ pub enum ServiceError {
     MeshPort { service: ServiceName, port: u16, source: io::Error },
     #[error("service {service}: no port of address.mesh_ports ({range}) is free; widen the range")]
     NoMeshPort { service: ServiceName, range: String },
+    #[error("service {service}: TLS with the external service: {source}")]
+    ExternalTls { service: ServiceName, source: FileError },
     #[error("{0} services have a port, and {MOST_PROTECTED} is the most that one host protects")]
     TooMany(usize),
 }

@@ -252,6 +252,7 @@ fn gateways(daemon: &Daemon) -> Vec<GatewayStatus> {
                 address: gateway.config.address.to_string(),
                 resolved: gateway.addresses.borrow().clone(),
                 mesh_port: gateway.mesh_port,
+                tls: gateway.tls_name(),
                 health: health.into(),
                 reason,
             }
@@ -427,6 +428,7 @@ fn control_plane(daemon: &Daemon) -> ControlPlaneStatus {
         last_error: status.last_error,
         index: status.index,
         from_cache: status.from_disk_cache,
+        unsynced: !daemon.mesh.load().is_synced(),
         watched_services: watched.services,
         unwatched_services: watched.unwatched,
     }

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use aya::{
@@ -17,6 +17,7 @@ use mesh_common::{
     map,
     policy::ServiceId,
 };
+use serde::{Deserialize, Serialize};
 
 use super::tables::TableError;
 use crate::{
@@ -38,9 +39,50 @@ const MOST_LEARNT: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Learnt {
     by_service: HashMap<ServiceName, BTreeMap<IpAddr, HashMap<String, Instant>>>,
+    changed: bool,
+}
+
+/// One of them, as it is kept for the next daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    service: ServiceName,
+    name: String,
+    address: IpAddr,
+    until: SystemTime,
 }
 
 impl Learnt {
+    /// Returns all that is held, if that has changed since it was asked for last. `now` and `clock` are the same moment.
+    pub fn changes(&mut self, now: Instant, clock: SystemTime) -> Option<Vec<Kept>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let mut all = Vec::new();
+        for (service, of) in &self.by_service {
+            for (address, names) in of {
+                all.extend(names.iter().filter(|(_, until)| **until > now).map(|(name, until)| Kept {
+                    service: service.clone(),
+                    name: name.clone(),
+                    address: *address,
+                    until: clock + (*until - now),
+                }));
+            }
+        }
+        Some(all)
+    }
+
+    /// Takes over what an earlier daemon held, as far as it is still valid.
+    pub fn restore(&mut self, kept: Vec<Kept>, now: Instant, clock: SystemTime) {
+        for Kept { service, name, address, until } in kept {
+            // Whatever became of the clock meanwhile, nothing is held for longer than an answer may say.
+            let Ok(left) = until.duration_since(clock) else { continue };
+            let of = self.by_service.entry(service).or_default();
+            if of.len() < MOST_LEARNT {
+                of.entry(address).or_default().insert(name, now + left.min(LONGEST));
+            }
+        }
+    }
+
     /// Notes that `service` was told that `name` has `address`; false: it has no room for more.
     pub fn note(
         &mut self,
@@ -56,6 +98,7 @@ impl Learnt {
         }
         let until = of.entry(address).or_default().entry(name.to_ascii_lowercase()).or_insert(now);
         *until = (*until).max(now + ttl.clamp(SHORTEST, LONGEST));
+        self.changed = true;
         true
     }
 
@@ -281,6 +324,34 @@ mod tests {
         assert_eq!(at(&entries(7, &web(), &rules, &learnt), "10.5.5.5"), [80, 443]);
         learnt.expire(start + 2 * minute);
         assert_eq!(at(&entries(7, &web(), &rules, &learnt), "10.5.5.5"), [80]);
+    }
+
+    #[test]
+    fn the_next_daemon_holds_what_is_still_valid_and_no_longer_than_that() {
+        let rules = [rule(EgressTarget::Name("*.example.com".parse().unwrap()), 443)];
+        let (mut before, start, clock) = (Learnt::default(), Instant::now(), SystemTime::now());
+        let minute = Duration::from_secs(60);
+        assert_eq!(before.changes(start, clock), None);
+        before.note(&web(), "a.example.com", "10.5.5.5".parse().unwrap(), 3 * minute, start);
+        before.note(&web(), "b.example.com", "10.6.6.6".parse().unwrap(), minute, start);
+        let kept = before.changes(start, clock).unwrap();
+        assert_eq!(before.changes(start, clock), None, "nothing new");
+
+        let mut after = Learnt::default();
+        let later = Instant::now();
+        after.restore(kept.clone(), later, clock + 2 * minute);
+        let all = |learnt: &Learnt| entries(7, &web(), &rules, learnt);
+        assert_eq!(at(&all(&after), "10.5.5.5"), [443]);
+        assert!(at(&all(&after), "10.6.6.6").is_empty(), "it was valid for a minute");
+        after.expire(later + minute);
+        assert!(at(&all(&after), "10.5.5.5").is_empty(), "its time did not begin anew");
+
+        // The clock was set back by years; and the list decides, not what is kept.
+        let mut odd = Learnt::default();
+        odd.restore(kept, later, SystemTime::UNIX_EPOCH);
+        assert!(entries(7, &web(), &[], &odd).iter().all(|(_, rules)| rules.0[0].first == 0));
+        odd.expire(later + LONGEST);
+        assert!(all(&odd).is_empty());
     }
 
     #[test]

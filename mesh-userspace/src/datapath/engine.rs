@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
@@ -24,7 +24,7 @@ use super::{
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, Seen, View, desired},
     direct::{Direct, DirectMap, monotonic},
-    egress::Learnt,
+    egress::{Kept, Learnt},
     elsewhere::Elsewhere,
     events::{KernelLog, Recent},
     flows::{self, FlowMap},
@@ -319,6 +319,17 @@ impl Engine {
                 tracing::warn!(%service, name, %address, "no room for an address that the list allows: it is denied");
             }
         }
+    }
+
+    /// What was learnt, to be kept for the next daemon, if it has changed since this was called last.
+    pub fn learnt_changes(&mut self) -> Option<Vec<Kept>> {
+        self.learnt.changes(Instant::now(), SystemTime::now())
+    }
+
+    /// Takes over what an earlier daemon had learnt; call it before the first [`reconcile`](Self::reconcile), which removes
+    /// from the kernel what is not known.
+    pub fn restore_learnt(&mut self, kept: Vec<Kept>) {
+        self.learnt.restore(kept, Instant::now(), SystemTime::now());
     }
 
     pub fn allows(&self, pair: PolicyKey) -> bool {

@@ -4,7 +4,10 @@ use std::{
     collections::{HashSet, VecDeque},
     net::SocketAddr,
     os::fd::AsRawFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Instant, SystemTime},
 };
 
@@ -164,6 +167,32 @@ impl Recent {
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a query of `source` to `server` was refused; `what` it asked. The daemon refuses those, which does not
+    /// know the program.
+    pub fn refused_query(&self, source: &ServiceName, server: SocketAddr, what: String) {
+        static NEXT: AtomicU64 = AtomicU64::new(u64::MAX);
+        self.push(Report {
+            kind: Kind::Denied,
+            at: SystemTime::now(),
+            reason: event::reason_text(event::REASON_MESH_ONLY),
+            detail: Some(what),
+            protocol: 0,
+            pair: PolicyKey { source: 0, destination: 0 },
+            source: Some(source.clone()),
+            destination: None,
+            pid: 0,
+            program: String::new(),
+            local: SocketAddr::from(([0, 0, 0, 0], 0)),
+            remote: server,
+            cgroup: 0,
+            // Sockets' cookies count from 1.
+            cookie: NEXT.fetch_sub(1, Relaxed),
+            bytes_sent: 0,
+            bytes_received: 0,
+            rtt_us: 0,
+        });
     }
 
     /// Newest last.

@@ -163,19 +163,29 @@ fn answers(
         Asked::Virtual(name) => {
             let entry = index.service(name)?;
             if entry.virtual_ips.is_empty() {
-                return instances(entry, None, question, domain, shuffle);
+                return instances(entry, &Wanted::default(), question, domain, shuffle);
             }
             Some(addresses(question, entry.virtual_ips.iter().copied(), VIRTUAL_TTL))
         }
         Asked::VirtualPort(name) => {
             let entry = index.service(name)?;
             if entry.virtual_ips.is_empty() {
-                return instances(entry, None, question, domain, shuffle);
+                return instances(entry, &Wanted::default(), question, domain, shuffle);
             }
             Some(virtual_ports(entry, name, question, domain))
         }
-        Asked::Instances { name, datacenter } => {
-            instances(index.service(name)?, datacenter.as_deref(), question, domain, shuffle)
+        Asked::Instances { name, tag, datacenter } => {
+            let (entry, tag) = match tag {
+                Some(tag) => (index.service(name)?, Some(tag.as_str())),
+                None => index.tagged(name)?,
+            };
+            let wanted = Wanted { tag, datacenter: datacenter.as_deref() };
+            instances(entry, &wanted, question, domain, shuffle)
+        }
+        Asked::Node { name, datacenter } => {
+            let is_there = |dc: &str| datacenter.as_deref().is_none_or(|wanted| wanted == dc);
+            let node = index.nodes(name).iter().find(|node| is_there(&node.datacenter))?;
+            Some(addresses(question, [node.address], INSTANCE_TTL))
         }
         Asked::Address(ip) => Some(addresses(question, [*ip], INSTANCE_TTL)),
         Asked::Unknown => None,
@@ -210,16 +220,31 @@ fn virtual_ports(entry: &Entry, name: &str, question: &Query, domain: &Domain) -
     reply
 }
 
+/// Which of a service's instances are meant.
+#[derive(Default)]
+struct Wanted<'a> {
+    tag: Option<&'a str>,
+    datacenter: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// As Consul compares: without case.
+    fn is(&self, instance: &Instance) -> bool {
+        let has = |tag: &str| instance.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
+        self.tag.is_none_or(has)
+            && self.datacenter.is_none_or(|dc| instance.datacenter.eq_ignore_ascii_case(dc))
+    }
+}
+
 /// `None` without a healthy instance, as Consul says it.
 fn instances(
     entry: &Entry,
-    datacenter: Option<&str>,
+    wanted: &Wanted<'_>,
     question: &Query,
     domain: &Domain,
     shuffle: &mut impl FnMut() -> u64,
 ) -> Option<Reply> {
-    let is_there = |i: &&Arc<Instance>| datacenter.is_none_or(|dc| i.datacenter.eq_ignore_ascii_case(dc));
-    let mut all: Vec<&Arc<Instance>> = entry.instances.iter().filter(is_there).collect();
+    let mut all: Vec<&Arc<Instance>> = entry.instances.iter().filter(|i| wanted.is(i)).collect();
     if all.is_empty() {
         return None;
     }

@@ -82,6 +82,8 @@ mod tests {
             health: InstanceHealth::Passing,
             weight: 1,
             meshnode: true,
+            tags: Vec::new(),
+            node_address: None,
         };
         Placed { instance: Arc::new(instance), load: Arc::new(Load::default()), own: false }
     }

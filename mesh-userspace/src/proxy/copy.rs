@@ -26,10 +26,11 @@ use tokio::{
 
 use super::{
     buffer::{BATCH, Buffer},
+    endpoint::Endpoint,
     flow::Flow,
     link::{self, Link, Word},
     reason::Reason,
-    socket::{pending_error, poll_read, poll_read_program, poll_write, read_ahead, shutdown, unacknowledged},
+    socket::{pending_error, poll_read, poll_write, shutdown, unacknowledged},
 };
 use crate::tls::{Opened, Session, record};
 
@@ -56,10 +57,10 @@ pub(super) struct Start {
 
 /// Copies until both directions are closed, or until the first error, which the caller passes on as a reset. Between
 /// meshnodes the link may then carry the next flow.
-pub(super) async fn copy(
-    program: &TcpStream,
-    link: &mut Link,
-    flow: &Flow,
+pub(super) async fn copy<'a>(
+    program: impl Endpoint<'a>,
+    link: &'a mut Link,
+    flow: &'a Flow,
     start: Start,
 ) -> Result<(), Reason> {
     let Link { socket: mesh, tls, received, settled, .. } = link;
@@ -92,8 +93,8 @@ pub(super) async fn copy(
     std::future::poll_fn(|cx| copy.poll(cx)).await
 }
 
-struct Copy<'a> {
-    program: &'a TcpStream,
+struct Copy<'a, E> {
+    program: E,
     mesh: &'a TcpStream,
     tls: &'a mut Session,
     flow: &'a Flow,
@@ -155,7 +156,7 @@ type Lost<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + Send + 'a>>;
 /// Whether anything moved, and so whether there may be more to do now.
 type Progress = Result<bool, Reason>;
 
-impl Copy<'_> {
+impl<'a, E: Endpoint<'a>> Copy<'a, E> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
         if let Some(over) = &mut self.trial
             && over.as_mut().poll(cx).is_ready()
@@ -190,7 +191,7 @@ impl Copy<'_> {
     /// Of what a lost side shows when it is read and what it showed when it was written to, the one that says more.
     fn cause(&mut self, reason: Reason) -> Reason {
         match reason {
-            Reason::RefusedByPeer(_) | Reason::NotReady => reason,
+            Reason::RefusedByPeer(_) | Reason::NotReady | Reason::ExternalTls(_) => reason,
             other => self.failed.take().unwrap_or(other),
         }
     }
@@ -220,8 +221,8 @@ impl Copy<'_> {
         let mut plain = Buffer::take();
         let most = BATCH * self.most();
         let room = &mut plain.all()[..most];
-        let ahead = std::mem::take(&mut self.unasked).then(|| read_ahead(self.program, room)).flatten();
-        match ahead.map_or_else(|| poll_read_program(self.program, cx, room), Poll::Ready) {
+        let ahead = std::mem::take(&mut self.unasked).then(|| self.program.read_ahead(room)).flatten();
+        match ahead.map_or_else(|| self.program.poll_read(cx, room), Poll::Ready) {
             Poll::Pending => {
                 // The peer is to know of the flow before the program says anything.
                 if self.word.is_some() {
@@ -230,7 +231,7 @@ impl Copy<'_> {
                 }
                 Ok(moved)
             }
-            Poll::Ready(Err(error)) => Err(Reason::ProgramReset(error.kind())),
+            Poll::Ready(Err(error)) => Err(self.program.reason(&error)),
             Poll::Ready(Ok(0)) => {
                 if let Some(reason) = self.failed.take() {
                     return Err(reason);
@@ -323,7 +324,7 @@ impl Copy<'_> {
     }
 
     fn cannot_deliver(&mut self, error: &io::Error) -> bool {
-        self.failed.get_or_insert(Reason::ProgramReset(error.kind()));
+        self.failed.get_or_insert_with(|| self.program.reason(error));
         self.incoming = Incoming::Failed;
         true
     }
@@ -335,7 +336,7 @@ impl Copy<'_> {
         }
         let mut moved = false;
         while let Some(plain) = &mut self.plain {
-            match poll_write(self.program, cx, plain) {
+            match self.program.poll_write(cx, plain) {
                 Poll::Ready(Ok(count)) => plain.consume(count),
                 Poll::Ready(Err(error)) => return Ok(self.cannot_deliver(&error)),
                 Poll::Pending => return Ok(moved),
@@ -346,7 +347,7 @@ impl Copy<'_> {
             moved = true;
         }
         match self.incoming {
-            Incoming::Closing => self.finish_receiving(),
+            Incoming::Closing => self.finish_receiving(cx, moved),
             Incoming::Open { unopened: true } => {
                 self.incoming = Incoming::Open { unopened: false };
                 let wire = self.received.take().unwrap_or_else(Buffer::take);
@@ -374,16 +375,17 @@ impl Copy<'_> {
     }
 
     /// The peer has said all, and the program has it.
-    fn finish_receiving(&mut self) -> Progress {
+    fn finish_receiving(&mut self, cx: &mut Context<'_>, moved: bool) -> Progress {
         if let Some(reason) = self.failed.take() {
             return Err(reason);
         }
-        match shutdown(self.program) {
-            Ok(()) => {
+        match self.program.poll_shutdown(cx) {
+            Poll::Ready(Ok(())) => {
                 self.incoming = Incoming::Closed;
                 Ok(true)
             }
-            Err(error) => Ok(self.cannot_deliver(&error)),
+            Poll::Ready(Err(error)) => Ok(self.cannot_deliver(&error)),
+            Poll::Pending => Ok(moved),
         }
     }
 
@@ -467,8 +469,8 @@ impl Copy<'_> {
     fn watch_unread(&mut self, cx: &mut Context<'_>) -> Result<(), Reason> {
         let unsent = self.sealed.is_some() || !self.tls.owed.is_empty();
         let program_unread = self.outgoing != Outgoing::Open || unsent;
-        if program_unread && lost(&mut self.program_lost, self.program, cx) {
-            return Err(Reason::ProgramReset(pending_error(self.program)));
+        if program_unread && lost(&mut self.program_lost, self.program.socket(), cx) {
+            return Err(Reason::ProgramReset(pending_error(self.program.socket())));
         }
         let mesh_unread = !matches!(self.incoming, Incoming::Open { .. }) || self.plain.is_some();
         if mesh_unread && lost(&mut self.mesh_lost, self.mesh, cx) {

@@ -166,6 +166,8 @@ mod tests {
             health: InstanceHealth::Passing,
             weight: 1,
             meshnode: true,
+            tags: Vec::new(),
+            node_address: None,
         };
         let allow = Intention {
             id: String::new(),

@@ -18,6 +18,7 @@ use super::{
     Shared,
     copy::{self, Role, Start},
     decision,
+    endpoint::{self, Secured},
     flow::{Direction, Flow, FlowStart, Origin},
     link::{Beginning, Link, Refusal, Word},
     reason::Reason,
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     identity::{Roots, ServiceName, SpiffeId},
     tls::{
-        self, Accepting, PeerError,
+        self, Accepting, ExternalError, ExternalSession, ExternalTls, PeerError,
         handshake::{self, Chain},
     },
 };
@@ -87,6 +88,18 @@ pub struct External {
     pub address: Arc<str>,
     /// What that means now, to be dialled in this order; empty while a name does not resolve.
     pub found: Arc<ArcSwap<Vec<SocketAddr>>>,
+    /// `None`: it is spoken to in clear.
+    pub tls: Option<Arc<ExternalTls>>,
+}
+
+impl External {
+    /// Whether there is somebody at `address` whom a flow could be given to; why not, in words.
+    pub async fn answers(&self, address: SocketAddr) -> Result<(), String> {
+        let stream = TcpStream::connect(address).await.map_err(|error| format!("tcp {address}: {error}"))?;
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let session = tls.connect(&stream).await.map_err(|error| format!("tls {address}: {error}"))?;
+        endpoint::is_let_in(&stream, session).await.map_err(|reason| format!("tls {address}: {reason}"))
+    }
 }
 
 impl From<SocketAddr> for Program {
@@ -210,6 +223,7 @@ fn refusal(reason: &Reason) -> Option<Refusal> {
         Reason::ProgramUnreachable(_)
         | Reason::ProgramTimeout
         | Reason::ExternalUnresolved(_)
+        | Reason::ExternalTls(_)
         | Reason::NotSynced
         | Reason::NoLeaf(_)
         | Reason::LeafExpired(_) => Some(Refusal::NotHere),
@@ -235,14 +249,24 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
         decision::same_namespace(mesh, &caller.id, &target.name)?;
         decision::authorize(mesh, &origin.source, &target.name)
     })?;
-    let Reached { stream: program, gone, .. } = dial(shared, target, flow).await?;
+    let (Reached { stream: program, gone, .. }, tls) = dial(shared, target, flow).await?;
     if say {
         caller.link.say(Word::Opened, &[]).await?;
     }
     shared.opened(flow, &caller.link.tls);
     let start = Start { role: Role::Server, word: None, first, trial: None };
+    let copied = async {
+        match tls {
+            None => copy::copy(&program, &mut caller.link, flow, start).await,
+            // On the heap: few flows are so, and all have the room of the largest.
+            Some(tls) => {
+                let secured = Secured::new(&program, *tls)?;
+                Box::pin(copy::copy(secured, &mut caller.link, flow, start)).await
+            }
+        }
+    };
     tokio::select! {
-        copied = copy::copy(&program, &mut caller.link, flow, start) => copied?,
+        copied = copied => copied?,
         () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
     }
     socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
@@ -274,7 +298,10 @@ async fn authenticate(shared: &Shared, target: &Target, mesh: TcpStream) -> Resu
     Ok(Caller { link: Link::new(mesh, tls)?, id, chain, roots, verified, next: None })
 }
 
-async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, Reason> {
+/// A connection to what serves it, and the TLS on it where that is outside the mesh.
+type Dialled = (Reached, Option<Box<ExternalSession>>);
+
+async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Dialled, Reason> {
     let patience = shared.settings.connect_timeout;
     let reached = match &target.program {
         Program::Here(at) => {
@@ -290,13 +317,13 @@ async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Reached, 
             outcome?
         }
         Program::External(external) => {
-            let reached = dial_external(shared, external, flow).await?;
+            let (reached, tls) = dial_external(shared, external, flow).await?;
             prepared(socket::prepare(SockRef::from(&reached.stream), shared.settings.keepalive))?;
-            return Ok(reached);
+            return Ok((reached, tls));
         }
     };
     prepared(socket::prepare_local(&SockRef::from(&reached.stream)))?;
-    Ok(reached)
+    Ok((reached, None))
 }
 
 fn prepared(outcome: io::Result<()>) -> Result<(), Reason> {
@@ -304,16 +331,16 @@ fn prepared(outcome: io::Result<()>) -> Result<(), Reason> {
 }
 
 /// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.
-async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Result<Reached, Reason> {
+async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Result<Dialled, Reason> {
     let addresses = external.found.load_full();
     let mut failed = Reason::ExternalUnresolved(external.address.clone());
     let patience =
         shared.settings.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     for (nth, address) in addresses.iter().enumerate() {
-        match connect(*address, patience).await {
-            Ok(stream) => {
+        match connect_external(*address, external, patience).await {
+            Ok((stream, tls)) => {
                 flow.set_upstream(*address);
-                return Ok(Reached::lasting(stream, *address));
+                return Ok((Reached::lasting(stream, *address), tls));
             }
             Err(reason) if nth == 0 => failed = reason,
             Err(_) => {}
@@ -323,6 +350,18 @@ async fn dial_external(shared: &Shared, external: &External, flow: &Flow) -> Res
         flow.set_upstream(*first);
     }
     Err(failed)
+}
+
+/// Connects, and makes TLS of it where the service has that: each within `patience`.
+async fn connect_external(
+    address: SocketAddr,
+    external: &External,
+    patience: Duration,
+) -> Result<(TcpStream, Option<Box<ExternalSession>>), Reason> {
+    let stream = connect(address, patience).await?;
+    let Some(tls) = &external.tls else { return Ok((stream, None)) };
+    let secured = timeout(patience, tls.connect(&stream)).await.unwrap_or(Err(ExternalError::Timeout));
+    Ok((stream, Some(Box::new(secured.map_err(Reason::ExternalTls)?))))
 }
 
 async fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream, Reason> {

@@ -9,7 +9,7 @@ use super::flow::Direction;
 use crate::{
     identity::ServiceName,
     intention::{Pattern, http_denied},
-    tls::{ConfigError, PeerError},
+    tls::{ConfigError, ExternalError, PeerError},
 };
 
 /// What ended a flow. [`name`](Self::name) is for counters, `Display` is for people.
@@ -74,6 +74,8 @@ pub enum Reason {
     ProgramTimeout,
     #[error("the external service's name does not resolve: {0}")]
     ExternalUnresolved(std::sync::Arc<str>),
+    #[error("no TLS with the external service: {0}")]
+    ExternalTls(ExternalError),
     #[error("a protected port was dialled around the mesh")]
     Guarded,
     #[error("{0}")]
@@ -126,6 +128,18 @@ names! {
     "program-unreachable": Self::ProgramUnreachable(_),
     "program-timeout": Self::ProgramTimeout,
     "external-unresolved": Self::ExternalUnresolved(_),
+    "external-untrusted": Self::ExternalTls(
+        ExternalError::UnknownCa
+            | ExternalError::WrongName { .. }
+            | ExternalError::Expired
+            | ExternalError::NotYetValid
+            | ExternalError::BadCertificate(_)
+    ),
+    "external-refused": Self::ExternalTls(
+        ExternalError::WantsCertificate | ExternalError::RefusedCertificate(_) | ExternalError::Refused(_)
+    ),
+    "external-truncated": Self::ExternalTls(ExternalError::Truncated),
+    "external-tls": Self::ExternalTls(_),
     "guarded": Self::Guarded,
     "untrusted-chain": Self::Peer(PeerError::UntrustedChain { .. }),
     "self-signed": Self::Peer(PeerError::SelfSigned { .. }),
@@ -154,6 +168,7 @@ impl Reason {
                 | Self::PeerReset(_)
                 | Self::Truncated
                 | Self::BrokenTls(_)
+                | Self::ExternalTls(ExternalError::Broken(_) | ExternalError::Truncated)
                 | Self::Revoked
                 | Self::IdentityGone(_)
                 | Self::Drain

@@ -1,4 +1,5 @@
-//! Programs that no package of this distribution release holds: Consul as a test peer, Redis' test suite, cargo-deny for `lint`.
+//! Programs that no package of this distribution release holds, or whose package must not be installed: Consul as a test peer,
+//! Redis' test suite, systemd-resolved, cargo-deny for `lint`.
 
 use anyhow::Result;
 
@@ -43,6 +44,24 @@ pub fn redis_suite() -> Result<()> {
         apt::Source::sources()?.unpack_source("redis", &folder)?;
     }
     said("redis", &format!("its test suite is in {}", folder.join("tests").display()));
+    Ok(())
+}
+
+/// Unpacks systemd-resolved below target/tools/resolved, with the library that it shares with systemd in the same version;
+/// installed, its package would take over the machine's own resolv.conf.
+pub fn resolved() -> Result<()> {
+    let folder = workspace::tools().join("resolved");
+    if !process::is_executable(&folder.join("daemon/lib/systemd/systemd-resolved")) {
+        let source = apt::Source::machine();
+        if !apt::is_here() || source.names("systemd-resolved")?.is_empty() {
+            said("resolved", "no package systemd-resolved here: the test with it is skipped");
+            return Ok(());
+        }
+        std::fs::create_dir_all(&folder)?;
+        source.unpack("libsystemd-shared", &folder.join("library"))?;
+        source.unpack("systemd-resolved", &folder.join("daemon"))?;
+    }
+    said("resolved", &format!("systemd-resolved is in {}", folder.display()));
     Ok(())
 }
 

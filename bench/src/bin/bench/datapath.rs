@@ -10,7 +10,7 @@ use mesh_bench::{
 
 use super::Figures;
 
-/// How often and how long.
+// How often and how long; a doc comment here would become the description of each command that has it.
 #[derive(clap::Args)]
 pub struct Pace {
     /// How often each contestant is measured

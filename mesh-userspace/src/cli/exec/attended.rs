@@ -1,6 +1,7 @@
 //! Beside the command: waits until it can be who it should be, says so, passes signals on, and says what was refused.
 
 use std::{
+    collections::HashSet,
     io::{self, Write},
     os::unix::process::ExitStatusExt,
     process::ExitStatus,
@@ -37,13 +38,26 @@ const NAMED: usize = 8;
 
 /// Runs the command to its end and returns its exit code, 128 and the signal's number where one killed it.
 pub fn run(global: &Global, args: &ExecArgs, user: Option<Account>) -> Result<u8, Failure> {
-    // Dropped last: it ends the daemon.
-    let own = args.temporary.then(|| Temporary::start(global, args)).transpose()?;
-    let admin = match &own {
-        Some(own) => own.admin(),
-        None => target::admin(global).map_err(|failure| failed(failure.to_string()))?,
-    };
-    block_on(attend(&admin, args, user))
+    block_on(async {
+        // First of all, so that no signal ends this process and leaves a daemon, or the command, alone.
+        let mut signals = Signals::new()?;
+        if !args.temporary {
+            let admin = target::admin(global).map_err(|failure| failed(failure.to_string()))?;
+            return attend(&admin, args, user, signals).await;
+        }
+        // Dropped last: it ends the daemon.
+        let own = tokio::select! {
+            own = Temporary::start(global, args) => own?,
+            signal = signals.next() => return Err(interrupted(signal)),
+        };
+        attend(&own.admin(), args, user, signals).await
+    })
+}
+
+/// The command was not started.
+fn interrupted(signal: Signal) -> Failure {
+    let code = u8::try_from(128 + signal as i32).unwrap_or(u8::MAX);
+    Failure::Exec { code, message: format!("{signal} before the command was started: it was not") }
 }
 
 /// Writes a line for people; nobody is left to tell where standard error is closed.
@@ -53,22 +67,29 @@ pub fn tell(args: &ExecArgs, line: &str) {
     }
 }
 
-async fn attend(admin: &Admin, args: &ExecArgs, user: Option<Account>) -> Result<u8, Failure> {
+async fn attend(
+    admin: &Admin,
+    args: &ExecArgs,
+    user: Option<Account>,
+    mut signals: Signals,
+) -> Result<u8, Failure> {
     let ticket = ask(admin, args).await?;
-    let before = until_ready(admin, args).await?;
+    let before = tokio::select! {
+        ready = until_ready(admin, args) => ready?,
+        signal = signals.next() => return Err(interrupted(signal)),
+    };
     tell(args, &introduction(&before, args));
     let mut command = tokio::process::Command::from(command(args, &ticket, user)?);
-    let outcome = async {
-        // Before the command is there, so that no signal ends this process and leaves it alone.
-        let signals = Signals::new()?;
-        let child = command.spawn().map_err(|error| not_started(args, &error))?;
-        signals.until_ended(child).await.map_err(|error| failed(error.to_string()))
-    };
-    let status = outcome.await?;
+    let child = command.spawn().map_err(|error| not_started(args, &error))?;
+    let status = signals.until_ended(child).await.map_err(|error| failed(error.to_string()))?;
     if args.tells() {
         sleep(SETTLE).await;
         if let Ok(after) = admin.status().await {
-            refusals::lines(&before, &after, args.service.as_str()).iter().for_each(|line| tell(args, line));
+            let mut lines = refusals::lines(&before, &after, args.service.as_str());
+            if args.temporary && lines.iter().any(|line| line.contains("meshnode intention")) {
+                lines.push("  From here, give them --http-addr, --ca-file and --token, too.".to_owned());
+            }
+            lines.iter().for_each(|line| tell(args, line));
         }
     }
     Ok(code(status))
@@ -80,19 +101,21 @@ fn code(status: ExitStatus) -> u8 {
 }
 
 async fn until_ready(admin: &Admin, args: &ExecArgs) -> Result<StatusReport, Failure> {
-    let (started, mut said) = (Instant::now(), None);
+    // Each once: what is asked again and again fails in turns.
+    let (started, mut said) = (Instant::now(), HashSet::new());
     loop {
         let report = admin.status().await.map_err(|failure| failed(failure.to_string()))?;
         let Some(missing) = missing(&report, args.service.as_str()) else { return Ok(report) };
         if started.elapsed() >= args.wait {
+            // That one is for the host's own daemon.
+            let doctor = if args.temporary { "" } else { "`meshnode doctor` looks for the cause; " };
             return Err(failed(format!(
-                "{missing}, for {}\n`meshnode doctor` looks for the cause; --wait DURATION waits longer.",
+                "after {}: {missing}\n{doctor}--wait DURATION waits longer.",
                 format_duration(args.wait)
             )));
         }
-        if started.elapsed() >= SOON && said.as_ref() != Some(&missing) {
+        if started.elapsed() >= SOON && said.insert(missing.clone()) {
             tell(args, &format!("waiting: {missing}"));
-            said = Some(missing);
         }
         sleep(POLL).await;
     }
@@ -103,7 +126,11 @@ fn missing(report: &StatusReport, service: &str) -> Option<String> {
     let plane = &report.control_plane;
     let because = plane.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
     if !plane.connected && !plane.from_cache {
-        return Some(format!("the control plane at {} does not answer{because}", plane.address));
+        let how = if because.contains(" is forbidden: ") { "refuses" } else { "does not answer" };
+        return Some(format!("the control plane at {} {how}{because}", plane.address));
+    }
+    if plane.unsynced {
+        return Some(format!("catalog and intentions were not read yet{because}"));
     }
     match report.certificates.iter().find(|certificate| certificate.service == service) {
         Some(certificate) if certificate.seconds_left > 0 => None,
@@ -164,19 +191,27 @@ impl Signals {
         })
     }
 
+    /// Waits for any of them.
+    async fn next(&mut self) -> Signal {
+        let [interrupt, quit] = &mut self.ignored;
+        let [(terminate, term), (hangup, hup)] = &mut self.passed;
+        tokio::select! {
+            _ = interrupt.recv() => Signal::SIGINT,
+            _ = quit.recv() => Signal::SIGQUIT,
+            _ = terminate.recv() => *term,
+            _ = hangup.recv() => *hup,
+        }
+    }
+
     async fn until_ended(mut self, mut child: Child) -> io::Result<ExitStatus> {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
         loop {
-            let [interrupt, quit] = &mut self.ignored;
-            let [(terminate, term), (hangup, hup)] = &mut self.passed;
-            let pass = tokio::select! {
+            let signal = tokio::select! {
                 status = child.wait() => return status,
-                _ = interrupt.recv() => None,
-                _ = quit.recv() => None,
-                _ = terminate.recv() => Some(*term),
-                _ = hangup.recv() => Some(*hup),
+                signal = self.next() => signal,
             };
-            if let (Some(pid), Some(signal)) = (pid, pass) {
+            let is_passed = self.passed.iter().any(|(_, passed)| *passed == signal);
+            if let Some(pid) = pid.filter(|_| is_passed) {
                 // It may have ended at this moment, which the next turn sees.
                 let _ = nix::sys::signal::kill(pid, signal);
             }

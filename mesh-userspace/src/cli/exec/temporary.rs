@@ -20,7 +20,7 @@ use std::{
 
 use super::{ExecArgs, attended::tell, failed};
 use crate::{
-    cli::{Failure, Global, admin::Admin, block_on, target},
+    cli::{Failure, Global, admin::Admin, target},
     config::Config,
     control_plane::{ApiAccess, ApiError},
     daemon,
@@ -54,7 +54,7 @@ pub struct Temporary {
 
 impl Temporary {
     /// Returns when it answers.
-    pub fn start(global: &Global, args: &ExecArgs) -> Result<Self, Failure> {
+    pub async fn start(global: &Global, args: &ExecArgs) -> Result<Self, Failure> {
         if !geteuid().is_root() {
             return Err(failed(
                 "--temporary loads BPF programs and makes a cgroup, which takes root\nUse sudo.",
@@ -69,8 +69,8 @@ impl Temporary {
             )));
         }
         sweep();
-        let (access, kind) = control_plane(global)?;
-        tell(args, &format!("starting a daemon for this command; its control plane is {}", access.address));
+        let (access, kind) = control_plane(global, args).await?;
+        tell(args, "starting a daemon for this command");
         let place = Place::new(std::process::id());
         let prepared = place.prepare(&access, kind, args.service.as_str()).and_then(|()| place.launch());
         let daemon = match prepared {
@@ -81,7 +81,7 @@ impl Temporary {
             }
         };
         let mut own = Self { place, daemon };
-        own.until_it_answers()?;
+        own.until_it_answers().await?;
         Ok(own)
     }
 
@@ -89,7 +89,7 @@ impl Temporary {
         Admin::new(self.place.socket())
     }
 
-    fn until_it_answers(&mut self) -> Result<(), Failure> {
+    async fn until_it_answers(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + START;
         while UnixStream::connect(self.place.socket()).is_err() {
             let ended = self.daemon.try_wait().ok().flatten();
@@ -101,7 +101,7 @@ impl Temporary {
                     self.place.last_words()
                 )));
             }
-            thread::sleep(POLL);
+            tokio::time::sleep(POLL).await;
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Drop for Temporary {
 }
 
 /// Returns where the control plane is, and its kind as a configuration calls it.
-fn control_plane(global: &Global) -> Result<(ApiAccess, &'static str), Failure> {
+async fn control_plane(global: &Global, args: &ExecArgs) -> Result<(ApiAccess, &'static str), Failure> {
     if !target::names_another_host(global) {
         return Err(failed(
             "--temporary needs a control plane: --http-addr https://HOST:8501 --ca-file FILE --token TOKEN (or a \
@@ -145,9 +145,18 @@ fn control_plane(global: &Global) -> Result<(ApiAccess, &'static str), Failure> 
     }
     let explained = |failure: Failure| failed(failure.to_string());
     let client = target::control_plane(global).map_err(explained)?;
+    let address = &client.access().address;
+    tell(args, &format!("asking the control plane at {address}"));
     // Takes no rights to ask: Consul has no such path, and the embedded server signs there (by PUT).
-    let kind = match block_on(client.ask("/v1/connect/ca/sign/service")) {
+    let kind = match client.ask("/v1/connect/ca/sign/service").await {
         Err(ApiError::NotFound { .. }) => "consul",
+        // So it is the token itself that is refused.
+        Err(ApiError::Forbidden { reason, .. }) => {
+            let reason = reason.split(';').next().unwrap_or_default();
+            return Err(failed(format!(
+                "the control plane at {address} refuses: {reason}\nThe token is that of [control_plane.embedded.expose] there, or an ACL token: --token TOKEN, or CONSUL_HTTP_TOKEN."
+            )));
+        }
         Err(error) if error.is_outage() => return Err(explained(error.into())),
         _ => "remote",
     };

@@ -190,7 +190,7 @@ fn gateways(report: &StatusReport, style: Style) -> String {
     if report.gateways.is_empty() {
         return String::new();
     }
-    let mut table = Table::new(&["SERVICE", "EXTERNAL", "NOW AT", "MESH PORT", "HEALTH"], &[0, 2, 4]);
+    let mut table = Table::new(&["SERVICE", "EXTERNAL", "NOW AT", "TLS", "MESH PORT", "HEALTH"], &[0, 2, 5]);
     for gateway in &report.gateways {
         let now: Vec<String> = gateway.resolved.iter().map(|address| address.ip().to_string()).collect();
         let health = match &gateway.reason {
@@ -201,6 +201,7 @@ fn gateways(report: &StatusReport, style: Style) -> String {
             gateway.service.as_str().into(),
             gateway.address.as_str().into(),
             if now.is_empty() { "-".into() } else { now.join(" ").into() },
+            gateway.tls.as_deref().unwrap_or("no").into(),
             gateway.mesh_port.to_string().into(),
             Cell::coloured(health, of_health(&gateway.health)),
         ]);

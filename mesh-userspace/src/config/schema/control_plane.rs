@@ -126,7 +126,7 @@ fn remote_api(section: &Section<'_>, kind: Kind, access: AccessKeys) -> Option<C
 }
 
 /// Returns certificate and key, which come together.
-fn certificate(
+pub(super) fn certificate(
     section: &Section<'_>,
     cert_file: Option<Located<PathBuf>>,
     key_file: Option<Located<PathBuf>>,

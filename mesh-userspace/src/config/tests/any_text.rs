@@ -32,6 +32,7 @@ fn almost_configuration() -> impl Strategy<Value = String> {
         "[[service]]",
         "[[exempt]]",
         "[[gateway]]",
+        "[gateway.tls]",
         "[address]",
         "[listen]",
         "[control_plane]",

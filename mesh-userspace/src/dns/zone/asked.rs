@@ -11,8 +11,15 @@ pub enum Asked {
     Virtual(String),
     /// `_NAME._tcp`: where the service's virtual IP is, and at which port.
     VirtualPort(String),
-    /// `NAME.service`, `_NAME._tcp.service`, and the same with `.DATACENTER`: healthy instances.
+    /// `NAME.service`, `_NAME._tcp.service`, and the same with `.DATACENTER`: healthy instances. `TAG.NAME.service`, which
+    /// is written like a name with a dot, and `_NAME._TAG.service`: those of them that have the tag.
     Instances {
+        name: String,
+        tag: Option<String>,
+        datacenter: Option<String>,
+    },
+    /// `NAME.node`, and the same with `.DATACENTER`: the node's address.
+    Node {
         name: String,
         datacenter: Option<String>,
     },
@@ -29,7 +36,11 @@ impl Asked {
             [] | ["_tcp"] => Self::Nothing,
             [rest @ .., "service"] => instances(rest, None),
             [rest @ .., "service", dc] if is_datacenter(dc) => instances(rest, Some((*dc).to_owned())),
-            ["virtual" | "addr"] => Self::Nothing,
+            ["virtual" | "addr" | "node"] => Self::Nothing,
+            [rest @ .., "node"] => Self::Node { name: rest.join("."), datacenter: None },
+            [rest @ .., "node", dc] if !rest.is_empty() && is_datacenter(dc) => {
+                Self::Node { name: rest.join("."), datacenter: Some((*dc).to_owned()) }
+            }
             [rest @ .., "virtual"] => Self::Virtual(rest.join(".")),
             [rest @ .., "virtual", dc] if !rest.is_empty() && is_datacenter(dc) => {
                 Self::Virtual(rest.join("."))
@@ -46,15 +57,19 @@ impl Asked {
 }
 
 fn instances(labels: &[&str], datacenter: Option<String>) -> Asked {
-    let name = match labels {
+    let (name, tag) = match labels {
         [] | ["_tcp"] => return Asked::Nothing,
         [name, "_tcp"] => match name.strip_prefix('_') {
-            Some(name) => name.to_owned(),
+            Some(name) => (name.to_owned(), None),
             None => return Asked::Unknown,
         },
-        rest => rest.join("."),
+        // RFC 2782's form, as Consul reads it.
+        [name, tag] if name.starts_with('_') && tag.starts_with('_') => {
+            (name[1..].to_owned(), Some(tag[1..].to_owned()))
+        }
+        rest => (rest.join("."), None),
     };
-    Asked::Instances { name, datacenter }
+    Asked::Instances { name, tag, datacenter }
 }
 
 fn address(hex: &str) -> Asked {
@@ -86,7 +101,7 @@ mod tests {
     }
 
     fn instances(name: &str, datacenter: Option<&str>) -> Asked {
-        Asked::Instances { name: name.to_owned(), datacenter: datacenter.map(str::to_owned) }
+        Asked::Instances { name: name.to_owned(), tag: None, datacenter: datacenter.map(str::to_owned) }
     }
 
     #[test]
@@ -110,6 +125,15 @@ mod tests {
             ("_db._tcp.service", instances("db", None)),
             ("_db._tcp.service.dc1", instances("db", Some("dc1"))),
             ("db._tcp.service", Asked::Unknown),
+            ("primary.db.service", instances("primary.db", None)),
+            (
+                "_db._primary.service",
+                Asked::Instances { name: "db".into(), tag: Some("primary".into()), datacenter: None },
+            ),
+            ("node", Asked::Nothing),
+            ("host-a.node", Asked::Node { name: "host-a".into(), datacenter: None }),
+            ("host.a.node.dc1", Asked::Node { name: "host.a".into(), datacenter: Some("dc1".into()) }),
+            ("host-a.node.dc9", Asked::Virtual("host-a.node.dc9".into())),
             ("0a4d0002.addr.dc1", Asked::Address("10.77.0.2".parse().unwrap())),
             ("0a4d0002.addr", Asked::Address("10.77.0.2".parse().unwrap())),
             ("0a4d000.addr", Asked::Unknown),

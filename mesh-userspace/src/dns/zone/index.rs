@@ -22,12 +22,20 @@ pub struct Entry {
     pub virtual_ips: Vec<IpAddr>,
 }
 
+/// A node that has an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub datacenter: String,
+    pub address: IpAddr,
+}
+
 /// Made of one catalog and its virtual IPs.
 #[derive(Debug)]
 pub struct Index {
     catalog: Arc<Catalog>,
     virtual_ips: Arc<VirtualIps>,
     services: HashMap<String, Entry>,
+    nodes: HashMap<String, Vec<Node>>,
     datacenters: HashSet<String>,
 }
 
@@ -37,6 +45,7 @@ impl Index {
         let catalog = mesh.catalog.clone()?;
         let virtual_ips = mesh.virtual_ips.clone();
         let mut services: HashMap<String, Entry> = HashMap::new();
+        let mut nodes: HashMap<String, Vec<Node>> = HashMap::new();
         let mut datacenters = HashSet::new();
         let mut named: HashMap<String, ServiceName> = HashMap::new();
         for instance in catalog.instances() {
@@ -45,6 +54,15 @@ impl Index {
             let entry = services.entry(key.clone()).or_default();
             if !entry.ports.contains(&instance.address.port()) {
                 entry.ports.push(instance.address.port());
+            }
+            if let Some(address) = instance.node_address
+                && instance.health != InstanceHealth::Gone
+            {
+                let node = Node { datacenter: instance.datacenter.to_ascii_lowercase(), address };
+                let of_name = nodes.entry(instance.node.to_ascii_lowercase()).or_default();
+                if !of_name.contains(&node) {
+                    of_name.push(node);
+                }
             }
             if instance.health == InstanceHealth::Passing {
                 entry.instances.push(instance.clone());
@@ -62,7 +80,7 @@ impl Index {
             }
             entry.ports.sort_unstable();
         }
-        Some(Self { catalog, virtual_ips, services, datacenters })
+        Some(Self { catalog, virtual_ips, services, nodes, datacenters })
     }
 
     /// Whether this is the index of what `mesh` has now.
@@ -74,6 +92,20 @@ impl Index {
     /// `name` in lower case.
     pub fn service(&self, name: &str) -> Option<&Entry> {
         self.services.get(name)
+    }
+
+    /// The service that `name` is, or the one behind the first of its dots that ends a tag; with the tag. Lower case, all.
+    pub fn tagged<'n>(&self, name: &'n str) -> Option<(&Entry, Option<&'n str>)> {
+        if let Some(entry) = self.service(name) {
+            return Some((entry, None));
+        }
+        name.match_indices('.')
+            .find_map(|(dot, _)| Some((self.service(&name[dot + 1..])?, Some(&name[..dot]))))
+    }
+
+    /// Those of that name, in lower case: one in each datacenter.
+    pub fn nodes(&self, name: &str) -> &[Node] {
+        self.nodes.get(name).map_or(&[], |all| all)
     }
 
     /// `label` in lower case.

@@ -23,6 +23,8 @@ fn instance(service: &str, n: u8, port: u16, health: InstanceHealth) -> Instance
         health,
         weight: 1,
         meshnode: true,
+        tags: Vec::new(),
+        node_address: None,
     }
 }
 
@@ -111,6 +113,54 @@ fn a_bare_name_is_the_virtual_ip_and_the_longer_one_the_healthy_instances() {
     assert_eq!(ips("db.mesh.", ANY), ["240.240.1.1", "fd6d:6573:6800::1"]);
     assert_eq!(ips("cased.mesh.", A), ["10.77.0.5"], "no virtual IP: its instances");
     assert_eq!(ips("0a4d0009.addr.dc1.consul.", A), ["10.77.0.9"]);
+}
+
+#[test]
+fn a_tag_before_the_name_means_those_instances_that_have_it() {
+    let tagged = |n: u8, tags: &[&str]| Instance {
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        ..instance("db", n, 5432, InstanceHealth::Passing)
+    };
+    let dotted = instance("old.db", 9, 5432, InstanceHealth::Passing);
+    let mesh = world(vec![tagged(1, &["Primary", "v1.2"]), tagged(2, &["replica"]), dotted], true);
+    let ask = |name: &str, kind| ask(name, kind, &mesh);
+    let ips = |name: &str| {
+        let answer = ask(name, RecordType::A).unwrap();
+        answer.answers.iter().map(|record| record.data.ip_addr().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    for name in [
+        "primary.db.service.consul.",
+        "PRIMARY.db.service.dc1.consul.",
+        "_db._primary.service.consul.",
+        "v1.2.db.service.consul.",
+        "primary.db.service.mesh.",
+    ] {
+        assert_eq!(ips(name), ["10.77.0.1"], "{name}");
+    }
+    assert_eq!(ips("old.db.service.consul."), ["10.77.0.9"], "a service of that very name is meant first");
+    assert_eq!(ask("replica.db.service.consul.", RecordType::SRV).unwrap().answers.len(), 1);
+    assert_eq!(ask("nope.db.service.consul.", RecordType::A), None, "somebody else may know");
+    let nope = ask("nope.db.service.mesh.", RecordType::A).unwrap();
+    assert_eq!(nope.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[test]
+fn a_node_with_an_instance_has_a_name() {
+    let on = |node: &str, n: u8, health| Instance {
+        node: node.to_owned(),
+        node_address: Some(IpAddr::from([10, 77, 0, n])),
+        ..instance("db", n, 5432, health)
+    };
+    let mesh =
+        world(vec![on("Host-A", 1, InstanceHealth::Critical), on("gone", 2, InstanceHealth::Gone)], true);
+    for name in ["host-a.node.consul.", "HOST-a.node.dc1.consul.", "host-a.node.mesh."] {
+        let answer = ask(name, RecordType::A, &mesh).unwrap();
+        assert_eq!(answer.answers[0].data.ip_addr(), Some(IpAddr::from([10, 77, 0, 1])), "{name}");
+    }
+    assert!(ask("host-a.node.mesh.", RecordType::AAAA, &mesh).unwrap().answers.is_empty());
+    for name in ["gone.node.consul.", "other.node.consul.", "host-a.node.dc9.consul."] {
+        assert_eq!(ask(name, RecordType::A, &mesh), None, "{name}");
+    }
 }
 
 #[test]

@@ -155,6 +155,8 @@ impl World {
             health: InstanceHealth::Passing,
             weight: 1,
             meshnode: mesh == self.mesh_port,
+            tags: Vec::new(),
+            node_address: None,
         };
         self.edit_a(|mesh| mesh.catalog = Some(Arc::new(Catalog::new([instance.clone()], ""))));
     }

@@ -52,6 +52,8 @@ async fn at_server(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, server::TlsSt
         health: InstanceHealth::Passing,
         weight: 1,
         meshnode: false,
+        tags: Vec::new(),
+        node_address: None,
     };
     let made = configs.client(&leaf, &roots, &instance).unwrap();
     let config = ServerConfig::builder_with_provider(only(suite))
