@@ -35,7 +35,7 @@ use super::{
 use crate::tls::{Opened, Session, record};
 
 /// Rounds of both directions before other flows of the thread get their turn: about a mebibyte each way.
-const ROUNDS: usize = 16;
+const ROUNDS: usize = 8;
 
 /// Which end of the link this is.
 #[derive(Clone, Copy, PartialEq, Eq)]
