@@ -59,6 +59,8 @@ impl Figures {
 fn main() -> Result<()> {
     let Cli { out, quick, bench } = Cli::parse();
     ensure!(nix::unistd::geteuid().is_root(), "it makes network namespaces: run it as root");
+    // Now, and not when all is measured.
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     let Figures { name, found: Found { json, table }, svg } = match bench {
         Bench::ControlPlane { consul } => of_control_plane(quick, consul),
         Bench::Datapath(args) => datapath::run(quick, &args),
