@@ -6,7 +6,9 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::proxy::prepare_local;
 
 /// Connections that may wait to be accepted; who accepts them may ask for more.
 const BACKLOG: i32 = 128;
@@ -22,6 +24,7 @@ pub fn on_loopback(ip: IpAddr) -> io::Result<TcpListener> {
         socket.set_freebind_v6(true)?;
     }
     socket.bind(&at.into())?;
+    prepare_local(&SockRef::from(&socket))?;
     socket.listen(BACKLOG)?;
     take_no_data_in_syn(&socket)?;
     Ok(socket.into())
@@ -42,4 +45,19 @@ pub fn take_no_data_in_syn(socket: &Socket) -> io::Result<()> {
         )
     };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, net::Ipv4Addr, net::TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn what_connects_before_anybody_accepts_is_reset_when_it_is_dropped() {
+        let listener = on_loopback(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let mut program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(listener.accept().unwrap());
+        assert_eq!(program.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
 }

@@ -58,6 +58,8 @@ fn clippy_bpf() -> Result<()> {
 }
 
 fn deny() -> Result<()> {
+    // It reads what every dependency says of itself, also of those of other platforms, which no build here fetches.
+    process::run(&mut cargo(&["fetch", "--locked", "--quiet"]))?;
     process::run(&mut cargo(&[
         "deny",
         "--offline",

@@ -75,10 +75,12 @@ impl Gateways {
         for wanted in &config.gateways {
             let name = &wanted.service;
             let tls = external_tls(wanted)?;
+            let mut before = None;
             let port = match self.running.get(name) {
                 Some(running) if running.config == *wanted && running.external.tls == tls => continue,
                 Some(running) if running.config == *wanted => {
                     renewed.push(name.clone());
+                    before = Some(running);
                     running.mesh_port
                 }
                 Some(running) if wanted.mesh_port.is_none_or(|port| port == running.mesh_port) => {
@@ -92,7 +94,7 @@ impl Gateways {
                     port
                 }
             };
-            fresh.insert(name.clone(), run(wanted.clone(), port, tls, self.moved.clone()));
+            fresh.insert(name.clone(), run(wanted.clone(), port, tls, before, self.moved.clone()));
         }
         self.running.retain(|name, _| config.gateway(name).is_some());
         self.running.extend(fresh);
@@ -174,25 +176,29 @@ fn external_tls(gateway: &GatewayConfig) -> Result<Option<Arc<ExternalTls>>, Ser
     ExternalTls::load(files).map(|tls| Some(Arc::new(tls))).map_err(failed)
 }
 
+/// Begins with what is known from `before`, the same gateway with other TLS files.
 fn run(
     config: GatewayConfig,
     mesh_port: u16,
     tls: Option<Arc<ExternalTls>>,
+    before: Option<&Running>,
     moved: watch::Sender<()>,
 ) -> Running {
-    let known = match config.address {
-        ExternalAddress::Literal(address) => vec![address],
-        ExternalAddress::Name { .. } => Vec::new(),
+    let known = match (before, &config.address) {
+        (Some(before), _) => before.addresses.borrow().clone(),
+        (None, ExternalAddress::Literal(address)) => vec![*address],
+        (None, ExternalAddress::Name { .. }) => Vec::new(),
     };
-    let starting = match config.check_interval {
-        None if !known.is_empty() => Health::Passing,
-        _ => Health::Critical("not checked yet".into()),
+    let starting = match (before, config.check_interval) {
+        (Some(before), _) => before.health.borrow().clone(),
+        (None, None) if !known.is_empty() => Health::Passing,
+        (None, _) => Health::Critical("not checked yet".into()),
     };
-    let external = External {
-        address: config.address.to_string().into(),
-        found: Arc::new(ArcSwap::from_pointee(known.clone())),
-        tls,
+    let found = match before {
+        Some(before) => before.external.found.clone(),
+        None => Arc::new(ArcSwap::from_pointee(known.clone())),
     };
+    let external = External { address: config.address.to_string().into(), found, tls };
     let (health_sender, health) = watch::channel(starting);
     let (addresses_sender, addresses) = watch::channel(known);
     let follower = Follower {

@@ -31,9 +31,13 @@ impl Daemon {
                 self.proxy.set_inbound(all).map_err(|e| system(&e))
             });
             if let Err(error) = served {
-                // Back to what the proxy still serves.
-                let _ = services.apply(&old);
-                let _ = gateways.apply(&old);
+                // Back to what there was; of a gateway whose TLS files are others by now, with these.
+                if let (Ok(inbound), Ok(external)) = (services.apply(&old), gateways.apply(&old)) {
+                    let all = all_inbound((&services, inbound), (&gateways, external));
+                    if let Err(error) = self.proxy.set_inbound(all) {
+                        tracing::error!(%error, "what was served before a refused reload is not all served again");
+                    }
+                }
                 return Err(error);
             }
             let rules = services::rules(&new, &self.own_cgroup);

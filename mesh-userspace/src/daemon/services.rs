@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_common::policy::{SETTINGS_DNS, SETTINGS_DNS_REFUSE};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     datapath::{classify::WorkloadRule, desired::LocalService},
     identity::ServiceName,
     listening::take_no_data_in_syn,
-    proxy::{Dial as _, InboundService, Program},
+    proxy::{Dial as _, InboundService, Program, prepare_local},
     tls::FileError,
 };
 
@@ -309,6 +309,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    prepare_local(&SockRef::from(&socket))?;
     socket.listen(BACKLOG)?;
     take_no_data_in_syn(&socket)?;
     Ok(socket.into())

@@ -34,6 +34,8 @@ const SHORTEST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// Addresses of names that one workload may have at a time.
 const MOST_LEARNT: usize = 4096;
+/// Names of one address. A name more is not needed to reach it.
+const MOST_NAMES: usize = 64;
 
 /// Addresses that the daemon's DNS told workloads, for names that their lists have.
 #[derive(Debug, Default)]
@@ -78,7 +80,10 @@ impl Learnt {
             let Ok(left) = until.duration_since(clock) else { continue };
             let of = self.by_service.entry(service).or_default();
             if of.len() < MOST_LEARNT {
-                of.entry(address).or_default().insert(name, now + left.min(LONGEST));
+                let names = of.entry(address).or_default();
+                if names.len() < MOST_NAMES {
+                    names.insert(name, now + left.min(LONGEST));
+                }
             }
         }
     }
@@ -96,7 +101,11 @@ impl Learnt {
         if of.len() >= MOST_LEARNT && !of.contains_key(&address) {
             return false;
         }
-        let until = of.entry(address).or_default().entry(name.to_ascii_lowercase()).or_insert(now);
+        let (names, name) = (of.entry(address).or_default(), name.to_ascii_lowercase());
+        if names.len() >= MOST_NAMES && !names.contains_key(&name) {
+            return false;
+        }
+        let until = names.entry(name).or_insert(now);
         *until = (*until).max(now + ttl.clamp(SHORTEST, LONGEST));
         self.changed = true;
         true

@@ -23,7 +23,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 pub(crate) struct Listener(AsyncFd<TcpListener>);
 
 impl Listener {
-    /// Call it inside the runtime that accepts. What it accepts does not block, and is reset when it is dropped.
+    /// Call it inside the runtime that accepts. What it accepts does not block, and is reset when it is dropped; what was
+    /// connected before, only if the listener was [prepared](socket::prepare_local) before it listened.
     ///
     /// # Errors
     /// The listener cannot be registered with the runtime.

@@ -180,7 +180,9 @@ impl<'a, E: Endpoint<'a>> Copy<'a, E> {
                 return Poll::Pending;
             }
         }
-        cx.waker().wake_by_ref();
+        // The runtime looks at all its sockets and timers before it polls this again. (Woken at once, a stream that is always
+        // ready would be polled 61 times between two looks, tokio's `event_interval`.)
+        let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
         Poll::Pending
     }
 

@@ -166,7 +166,7 @@ pub(super) async fn serve(
         }
         caller.next = tokio::select! {
             () = stop.cancelled() => return,
-            next = caller.link.next_flow() => match next {
+            next = shared.workers.uncounted(caller.link.next_flow()) => match next {
                 Ok(next) if caller.link.begin().is_ok() => Some(next),
                 // The caller has no further use for it.
                 _ => return,
@@ -223,10 +223,12 @@ fn refusal(reason: &Reason) -> Option<Refusal> {
         Reason::ProgramUnreachable(_)
         | Reason::ProgramTimeout
         | Reason::ExternalUnresolved(_)
-        | Reason::ExternalTls(_)
         | Reason::NotSynced
         | Reason::NoLeaf(_)
         | Reason::LeafExpired(_) => Some(Refusal::NotHere),
+        // These two end a flow that was under way.
+        Reason::ExternalTls(ExternalError::Truncated | ExternalError::Broken(_)) => None,
+        Reason::ExternalTls(_) => Some(Refusal::NotHere),
         _ => None,
     }
 }

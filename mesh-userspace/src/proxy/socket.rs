@@ -37,12 +37,13 @@ pub(super) fn prepare(socket: SockRef<'_>, keepalive: Keepalive) -> io::Result<(
     socket.set_tcp_keepalive(&probes)
 }
 
-/// Prepares a socket for a flow of a program of this host, whose end the kernel tells: no delay, urgent data in its place in
+/// Prepares a socket for a flow of a program of this host, whose end the kernel tells; a listening one before it listens: what
+/// is connected to it has its options from the handshake on, not from `accept()`. No delay, urgent data in its place in
 /// the stream (there is no way for it through TLS, and dropping it would be a gap), and **a reset when it is dropped**.
 ///
 /// So whatever ends a flow early (an error, a cut, a panic, the daemon's death) reaches both programs as a reset, never
 /// as the clean end of a stream that was cut short. [`close_cleanly`] lifts that once both sides have closed.
-pub(super) fn prepare_local(socket: &SockRef<'_>) -> io::Result<()> {
+pub(crate) fn prepare_local(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)

@@ -7,10 +7,11 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread,
+    time::Instant,
 };
 
 use tokio::{
@@ -19,7 +20,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::accept::{Listener, accept_all};
+use super::{
+    accept::{Listener, accept_all},
+    audit::RateLimit,
+};
 
 thread_local! {
     static OWN: Cell<usize> = const { Cell::new(0) };
@@ -65,6 +69,17 @@ struct Flows(AtomicUsize);
 /// One of them.
 struct Counted(Arc<Flows>);
 
+/// One of them that does nothing for a while.
+struct Uncounted(Arc<Flows>);
+
+/// There is no memory, or no place in epoll (fs.epoll.max_user_watches).
+fn not_served(error: &io::Error) {
+    static LOG: LazyLock<RateLimit> = LazyLock::new(|| RateLimit::per_second(1));
+    if let Some(unlogged_before) = LOG.permit(Instant::now()) {
+        tracing::error!(%error, unlogged_before, "a connection cannot be served, and is reset");
+    }
+}
+
 impl Workers {
     /// # Errors
     /// A thread cannot be started, or has no epoll.
@@ -90,22 +105,23 @@ impl Workers {
         Ok(Placed { listener: Listener::register(listener)?, runtime: runtime.clone() })
     }
 
-    /// Has the connection served by the thread that has accepted it, or by another one that has fewer: a wake-up across
-    /// threads is the price, so that a difference of one is left alone.
+    /// Has the connection served by the thread that has accepted it, or by another one that has nothing to do, or fewer: a
+    /// wake-up across threads is the price, so that a difference of one is left alone among those that are busy.
     pub(super) fn serve<S: Future<Output = ()> + Send + 'static>(
         &self,
         connections: &TaskTracker,
         accepted: std::net::TcpStream,
         serve: impl FnOnce(TcpStream) -> S + Send + 'static,
     ) {
-        let here = &self.all[own()];
-        let other = self.next();
-        let worker = if here.load() > other.load() + 1 { other } else { here };
+        let (here, other) = (&self.all[own()], self.another());
+        let (own, others) = (here.load(), other.load());
+        let worker = if others < own && (others == 0 || own > others + 1) { other } else { here };
         let counted = Counted::new(&worker.flows);
         let serve = async move {
-            // It fails only where there is no memory, or no place in epoll; dropped, the connection is reset.
-            if let Ok(stream) = TcpStream::from_std(accepted) {
-                serve(stream).await;
+            match TcpStream::from_std(accepted) {
+                Ok(stream) => serve(stream).await,
+                // Dropped, it is reset.
+                Err(error) => not_served(&error),
             }
             drop(counted);
         };
@@ -116,6 +132,19 @@ impl Workers {
     #[cfg(test)]
     pub(super) fn loads(&self) -> Vec<usize> {
         self.all.iter().map(Worker::load).collect()
+    }
+
+    /// Waits, and does not count the connection among those that its thread carries meanwhile.
+    pub(super) async fn uncounted<T>(&self, wait: impl Future<Output = T>) -> T {
+        let _uncounted = Uncounted::new(&self.all[own()].flows);
+        wait.await
+    }
+
+    /// Returns one of the other threads, if there is one.
+    fn another(&self) -> &Worker {
+        let others = (self.all.len() - 1).max(1);
+        let step = 1 + self.turn.fetch_add(1, Relaxed) % others;
+        &self.all[(own() + step) % self.all.len()]
     }
 
     fn next(&self) -> &Worker {
@@ -168,5 +197,18 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Uncounted {
+    fn new(flows: &Arc<Flows>) -> Self {
+        flows.0.fetch_sub(1, Relaxed);
+        Self(flows.clone())
+    }
+}
+
+impl Drop for Uncounted {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Relaxed);
     }
 }

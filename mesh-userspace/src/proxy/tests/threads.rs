@@ -27,9 +27,20 @@ async fn flows_are_spread_evenly_over_the_threads_and_leave_nothing() {
     assert_eq!(loads.iter().sum::<usize>(), 32);
     let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
     assert!(most - least <= 32 / loads.len().max(2), "{loads:?}");
+    // One that waits for a flow is none: these threads could take others'.
+    flows.truncate(1);
+    eventually("only one is carried", || world.b.shared.workers.loads().iter().sum::<usize>() == 1).await;
     drop(flows);
     world.idle().await;
     eventually("no thread carries anything", || world.a.shared.workers.loads().iter().all(|n| *n == 0)).await;
+}
+
+#[tokio::test]
+async fn a_thread_that_has_nothing_to_do_gets_the_next_flow() {
+    let world = per_core().await;
+    let _flows = (world.flow().await, world.flow().await);
+    let loads = world.a.shared.workers.loads();
+    assert!(loads.len() == 1 || loads.iter().all(|load| *load <= 1), "{loads:?}");
 }
 
 #[tokio::test]
