@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::Instant,
@@ -64,13 +64,13 @@ pub(super) struct Placed {
 /// How many a thread carries; in a cache line of its own.
 #[repr(align(128))]
 #[derive(Default)]
-struct Flows(AtomicUsize);
+struct Flows(AtomicIsize);
 
-/// One of them.
-struct Counted(Arc<Flows>);
-
-/// One of them that does nothing for a while.
-struct Uncounted(Arc<Flows>);
+/// Changes how many a thread carries, until it is dropped.
+struct Change {
+    flows: Arc<Flows>,
+    by: isize,
+}
 
 /// There is no memory, or no place in epoll (fs.epoll.max_user_watches).
 fn not_served(error: &io::Error) {
@@ -116,7 +116,7 @@ impl Workers {
         let (here, other) = (&self.all[own()], self.another());
         let (own, others) = (here.load(), other.load());
         let worker = if others < own && (others == 0 || own > others + 1) { other } else { here };
-        let counted = Counted::new(&worker.flows);
+        let counted = Change::new(&worker.flows, 1);
         let serve = async move {
             match TcpStream::from_std(accepted) {
                 Ok(stream) => serve(stream).await,
@@ -130,13 +130,13 @@ impl Workers {
 
     /// How many each thread carries.
     #[cfg(test)]
-    pub(super) fn loads(&self) -> Vec<usize> {
+    pub(super) fn loads(&self) -> Vec<isize> {
         self.all.iter().map(Worker::load).collect()
     }
 
     /// Waits, and does not count the connection among those that its thread carries meanwhile.
     pub(super) async fn uncounted<T>(&self, wait: impl Future<Output = T>) -> T {
-        let _uncounted = Uncounted::new(&self.all[own()].flows);
+        let _uncounted = Change::new(&self.all[own()].flows, -1);
         wait.await
     }
 
@@ -182,33 +182,20 @@ impl Worker {
         Ok(Self { runtime: handle, flows: Arc::default() })
     }
 
-    fn load(&self) -> usize {
+    fn load(&self) -> isize {
         self.flows.0.load(Relaxed)
     }
 }
 
-impl Counted {
-    fn new(flows: &Arc<Flows>) -> Self {
-        flows.0.fetch_add(1, Relaxed);
-        Self(flows.clone())
+impl Change {
+    fn new(flows: &Arc<Flows>, by: isize) -> Self {
+        flows.0.fetch_add(by, Relaxed);
+        Self { flows: flows.clone(), by }
     }
 }
 
-impl Drop for Counted {
+impl Drop for Change {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Uncounted {
-    fn new(flows: &Arc<Flows>) -> Self {
-        flows.0.fetch_sub(1, Relaxed);
-        Self(flows.clone())
-    }
-}
-
-impl Drop for Uncounted {
-    fn drop(&mut self) {
-        self.0.0.fetch_add(1, Relaxed);
+        self.flows.0.fetch_sub(self.by, Relaxed);
     }
 }
