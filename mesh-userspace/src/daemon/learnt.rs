@@ -17,6 +17,8 @@ use crate::datapath::egress::Kept;
 
 /// How long what was learnt waits to be written.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long until the disk is tried again after it did not take it.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// The file.
 #[derive(Clone)]
@@ -40,21 +42,26 @@ impl Store {
         }
     }
 
-    /// Writes what has changed since, if anything has.
-    pub fn save(&self, kernel: &Kernel) {
+    /// Writes what has changed since, if anything has; false: it could not, and the next call tries it again.
+    pub fn save(&self, kernel: &Kernel) -> bool {
         // What is locked is not held while the disk is waited for.
-        let Some(kept) = kernel.lock().learnt_changes() else { return };
+        let Some(kept) = kernel.lock().learnt_changes() else { return true };
         if let Err(error) = self.replace(&kept) {
+            kernel.lock().learnt_not_kept();
             tracing::warn!(path = %self.0.display(), %error, "addresses of listed names are not kept for the next daemon");
+            return false;
         }
+        true
     }
 
     /// Saves again and again, until the task is dropped.
     pub async fn keep(self, kernel: Kernel) {
+        let mut pause = PAUSE;
         loop {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
             let (store, kernel) = (self.clone(), kernel.clone());
-            let _ = tokio::task::spawn_blocking(move || store.save(&kernel)).await;
+            let saved = tokio::task::spawn_blocking(move || store.save(&kernel)).await;
+            pause = if saved.unwrap_or(false) { PAUSE } else { RETRY };
         }
     }
 

@@ -73,6 +73,11 @@ impl Learnt {
         Some(all)
     }
 
+    /// Says that what [`changes`](Self::changes) returned last was not kept after all.
+    pub fn not_kept(&mut self) {
+        self.changed = true;
+    }
+
     /// Takes over what an earlier daemon held, as far as it is still valid.
     pub fn restore(&mut self, kept: Vec<Kept>, now: Instant, clock: SystemTime) {
         for Kept { service, name, address, until } in kept {
@@ -345,6 +350,8 @@ mod tests {
         before.note(&web(), "b.example.com", "10.6.6.6".parse().unwrap(), minute, start);
         let kept = before.changes(start, clock).unwrap();
         assert_eq!(before.changes(start, clock), None, "nothing new");
+        before.not_kept();
+        assert_eq!(before.changes(start, clock).map(|all| all.len()), Some(2), "the disk was full");
 
         let mut after = Learnt::default();
         let later = Instant::now();

@@ -326,6 +326,11 @@ impl Engine {
         self.learnt.changes(Instant::now(), SystemTime::now())
     }
 
+    /// Says that what [`learnt_changes`](Self::learnt_changes) returned last was not kept: it is told again.
+    pub fn learnt_not_kept(&mut self) {
+        self.learnt.not_kept();
+    }
+
     /// Takes over what an earlier daemon had learnt; call it before the first [`reconcile`](Self::reconcile), which removes
     /// from the kernel what is not known.
     pub fn restore_learnt(&mut self, kept: Vec<Kept>) {
