@@ -266,3 +266,10 @@ pub fn connect(host: &Host, cgroup: &str, to: &str, options: &[&str]) -> Value {
     let said = host.probe(cgroup, &words);
     serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("probe said no JSON: {e}: {said}"))
 }
+
+/// Whether a connection that `connect` made was reset before any data. One that comes before the caller runs again is an
+/// error of connect(2) itself, as on plain TCP: `inet_stream_connect` returns the socket's error.
+pub fn is_reset(said: &Value) -> bool {
+    let nothing = said["received"].as_str().is_none_or(str::is_empty);
+    nothing && (said["end"] == "ECONNRESET" || said["error"] == "ECONNRESET")
+}

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use mesh_tests::{
     config::{Config, ControlPlane, Service},
-    fixture::{Mesh, Scene, connect, serve, share_ca},
+    fixture::{Mesh, Scene, connect, is_reset, serve, share_ca},
     host::{Family, Host},
     meshnode::{Meshnode, UNMANAGED},
     net::Network,
@@ -159,11 +159,7 @@ fn external_service_that_is_down_is_reset_with_a_reason_and_works_when_it_is_bac
     outside.mesh.a.intention("web", "billing", "allow");
     wait::until("a reset", || {
         let said = outside.dial("web", &["--send", "x", "--read", "1"]);
-        if said["end"] == "ECONNRESET" || said["error"] == "ECONNRESET" {
-            Ok(())
-        } else {
-            Err(said.to_string())
-        }
+        if is_reset(&said) { Ok(()) } else { Err(said.to_string()) }
     });
     outside.mesh.b.wait_status("the reason", |s| {
         let said =

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use mesh_tests::{
-    fixture::{Mesh, Scene, connect, serve},
+    fixture::{Mesh, Scene, connect, is_reset, serve},
     host::Host,
     meshnode::UNMANAGED,
     net::Network,
@@ -128,7 +128,7 @@ impl Outside {
     fn until_reset(&self, name: &str, words: &str) {
         wait::until(&format!("a reset: {name}"), || {
             let said = connect(&self.mesh.a.host, "web", &self.at(), &["--send", "x", "--read", "1"]);
-            let reset = said["end"] == "ECONNRESET" || said["error"] == "ECONNRESET";
+            let reset = is_reset(&said);
             let status = self.mesh.b.status();
             let seen = status.recent("web", "billing").iter().any(|flow| {
                 flow["reason"].as_str().is_some_and(|r| r.starts_with(name) && r.contains(words))
