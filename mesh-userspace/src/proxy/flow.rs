@@ -1,16 +1,18 @@
 //! One flow: who, where to, how much, and how it ended.
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         OnceLock,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
+    task::Poll,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::task::AtomicWaker;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 
 use super::reason::Reason;
 use crate::identity::ServiceName;
@@ -86,7 +88,7 @@ pub struct Flow {
     /// Bytes from the peer towards the workload of this host.
     bytes_in: AtomicU64,
     cut: OnceLock<Reason>,
-    cut_wake: Notify,
+    cut_wake: AtomicWaker,
     ended: OnceLock<(SystemTime, Reason)>,
 }
 
@@ -103,7 +105,7 @@ impl Flow {
             bytes_out: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             cut: OnceLock::new(),
-            cut_wake: Notify::new(),
+            cut_wake: AtomicWaker::new(),
             ended: OnceLock::new(),
         }
     }
@@ -128,18 +130,18 @@ impl Flow {
     /// Ends the flow for `reason`: both its connections are reset. Only the first reason counts.
     pub fn cut(&self, reason: Reason) {
         if self.cut.set(reason).is_ok() {
-            self.cut_wake.notify_one();
+            self.cut_wake.wake();
         }
     }
 
     /// Waits for [`cut`](Self::cut); one waiter at a time.
     pub(super) async fn was_cut(&self) -> Reason {
-        loop {
-            if let Some(reason) = self.cut.get() {
-                return reason.clone();
-            }
-            self.cut_wake.notified().await;
-        }
+        poll_fn(|cx| {
+            // In this order: a cut after the look wakes.
+            self.cut_wake.register(cx.waker());
+            self.cut.get().map_or(Poll::Pending, |reason| Poll::Ready(reason.clone()))
+        })
+        .await
     }
 
     pub(super) fn set_origin(&self, origin: Origin) -> &Origin {
