@@ -58,7 +58,7 @@ pub use outbound::{CapturedFlow, CapturedFlows};
 pub use pool::PoolSettings;
 pub use reason::{NAMES as REASONS, Reason, ReasonCount, Refusals};
 pub use socket::Keepalive;
-pub(crate) use socket::prepare_local;
+pub(crate) use socket::{connect_local, dial_local, prepare_local, unconnected};
 pub use table::{FlowTable, OpenFlow};
 pub use workers::Threads;
 

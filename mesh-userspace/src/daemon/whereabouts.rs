@@ -13,17 +13,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    sync::{Notify, futures::Notified},
-};
+use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
 use super::visitor::Visitor;
 use crate::{
     identity::ServiceName,
-    proxy::{Dial, Reached},
+    proxy::{Dial, Reached, connect_local, dial_local, unconnected},
 };
 
 /// What is known of all services.
@@ -125,10 +121,7 @@ impl Programs {
         let places = self.whereabouts.of(&self.service);
         let count = places.elsewhere.len();
         let first = self.turn.fetch_add(1, Relaxed);
-        let mut failed = io::Error::new(
-            io::ErrorKind::NotConnected,
-            "no program of the service is in a network namespace of its own",
-        );
+        let mut failed = None;
         let home = (!self.only_elsewhere).then_some(None);
         let (before, after) = if places.at_home { (home, None) } else { (None, home) };
         let elsewhere = (0..count).map(|nth| Some(&places.elsewhere[(first + nth) % count]));
@@ -139,10 +132,13 @@ impl Programs {
             };
             match reached {
                 Ok(reached) => return Ok(reached),
-                Err(error) => failed = error,
+                Err(error) => failed = Some(error),
             }
         }
-        Err(failed)
+        Err(failed.unwrap_or_else(|| {
+            let why = "no program of the service is in a network namespace of its own";
+            io::Error::new(io::ErrorKind::NotConnected, why)
+        }))
     }
 
     /// Where a program may listen in each namespace: at the configured address. One that listens at `localhost` is at
@@ -160,8 +156,8 @@ impl Programs {
         let mut failed = None;
         for ip in self.addresses() {
             let at = SocketAddr::new(ip, self.address.port());
-            match TcpStream::connect(at).await {
-                Ok(stream) => return Ok(Reached { stream, at, gone: CancellationToken::new() }),
+            match dial_local(at).await {
+                Ok(stream) => return Ok(Reached { stream, at, gone: None }),
                 // What the configured address says is what counts.
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -179,8 +175,8 @@ impl Programs {
         for ip in self.addresses().chain(own) {
             let at = SocketAddr::new(ip, self.address.port());
             let socket = visitor.inside(place.inode, move || unconnected(at)).await?;
-            match TcpSocket::from_std_stream(socket.into()).connect(at).await {
-                Ok(stream) => return Ok(Reached { stream, at, gone: place.gone.clone() }),
+            match connect_local(socket, at).await {
+                Ok(stream) => return Ok(Reached { stream, at, gone: Some(place.gone.clone()) }),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
@@ -196,13 +192,6 @@ impl Dial for Programs {
     fn dial(&self) -> BoxFuture<'_, io::Result<Reached>> {
         Box::pin(self.dial_any())
     }
-}
-
-/// Returns a non-blocking socket of the calling thread's network namespace.
-fn unconnected(to: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
 }
 
 #[cfg(test)]

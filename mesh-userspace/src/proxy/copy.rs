@@ -88,7 +88,7 @@ pub(super) async fn copy<'a>(
         mesh_lost: None,
     };
     if let Some(first) = start.first {
-        copy.deliver(first);
+        copy.deliver_first(first);
     }
     std::future::poll_fn(|cx| copy.poll(cx)).await
 }
@@ -444,6 +444,22 @@ impl<'a, E: Endpoint<'a>> Copy<'a, E> {
                 Ok(Some(length))
             }
             Opened::Data(length) => Ok(Some(length)),
+        }
+    }
+
+    /// The same for what came with the flow's first word.
+    fn deliver_first(&mut self, mut first: Buffer) {
+        match self.program.write_ahead(&first) {
+            Some(Ok(count)) => {
+                self.flow.add_in(count);
+                first.consume(count);
+                self.deliver(first);
+            }
+            None => self.deliver(first),
+            Some(Err(error)) => {
+                self.flow.add_in(first.len());
+                self.cannot_deliver(&error);
+            }
         }
     }
 

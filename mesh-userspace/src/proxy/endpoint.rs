@@ -31,6 +31,11 @@ pub(super) trait Endpoint<'a> {
         None
     }
 
+    /// Writes what a socket takes that the runtime has not looked at yet. `None`: nothing, or it is not known.
+    fn write_ahead(&mut self, _bytes: &[u8]) -> Option<io::Result<usize>> {
+        None
+    }
+
     /// Writes what it takes now, or would block. What was offered and not taken is offered again, before anything else.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
@@ -66,6 +71,10 @@ impl<'a> Endpoint<'a> for &'a TcpStream {
 
     fn read_ahead(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
         socket::read_ahead(self, buffer)
+    }
+
+    fn write_ahead(&mut self, bytes: &[u8]) -> Option<io::Result<usize>> {
+        socket::write_ahead(self, bytes)
     }
 
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -2,7 +2,9 @@
 //! gateway: authenticate, authorize, dial the program, copy.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::{Future, pending},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -61,7 +63,7 @@ pub trait Dial: Send + Sync + fmt::Debug {
     /// Where they are said to listen.
     fn address(&self) -> SocketAddr;
 
-    /// Connects to one of them.
+    /// Connects to one of them, [so](socket::connect_local).
     fn dial(&self) -> BoxFuture<'_, io::Result<Reached>>;
 }
 
@@ -70,14 +72,14 @@ pub trait Dial: Send + Sync + fmt::Debug {
 pub struct Reached {
     pub stream: TcpStream,
     pub at: SocketAddr,
-    /// Cancelled when the program, and all that could answer on its network, has ended.
-    pub gone: CancellationToken,
+    /// Cancelled when the program, and all that could answer on its network, has ended. `None`: its network is the host's.
+    pub gone: Option<CancellationToken>,
 }
 
 impl Reached {
     /// One that no network namespace's end takes away.
     fn lasting(stream: TcpStream, at: SocketAddr) -> Self {
-        Self { stream, at, gone: CancellationToken::new() }
+        Self { stream, at, gone: None }
     }
 }
 
@@ -267,9 +269,15 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
             }
         }
     };
+    let gone = async {
+        match &gone {
+            Some(gone) => gone.cancelled().await,
+            None => pending().await,
+        }
+    };
     tokio::select! {
         copied = copied => copied?,
-        () = gone.cancelled() => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
+        () = gone => return Err(Reason::ProgramReset(io::ErrorKind::ConnectionReset)),
     }
     socket::close_cleanly(&program).map_err(|e| Reason::ProgramReset(e.kind()))?;
     if caller.link.tls.is_meshnode && !caller.link.settled {
@@ -308,28 +316,21 @@ async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Dialled, 
     let reached = match &target.program {
         Program::Here(at) => {
             flow.set_upstream(*at);
-            Reached::lasting(connect(*at, patience).await?, *at)
+            Reached::lasting(within(patience, socket::dial_local(*at)).await?, *at)
         }
         Program::Wherever(programs) => {
-            let outcome = timeout(patience, programs.dial())
-                .await
-                .map_err(|_| Reason::ProgramTimeout)
-                .and_then(|dialled| dialled.map_err(|e| Reason::ProgramUnreachable(e.kind())));
+            let outcome = within(patience, programs.dial()).await;
             flow.set_upstream(outcome.as_ref().map_or(programs.address(), |reached| reached.at));
             outcome?
         }
         Program::External(external) => {
             let (reached, tls) = dial_external(shared, external, flow).await?;
-            prepared(socket::prepare(SockRef::from(&reached.stream), shared.settings.keepalive))?;
+            socket::prepare(SockRef::from(&reached.stream), shared.settings.keepalive)
+                .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
             return Ok((reached, tls));
         }
     };
-    prepared(socket::prepare_local(&SockRef::from(&reached.stream)))?;
     Ok((reached, None))
-}
-
-fn prepared(outcome: io::Result<()>) -> Result<(), Reason> {
-    outcome.map_err(|e| Reason::ProgramUnreachable(e.kind()))
 }
 
 /// Dials the addresses one after the other, those that answered the last check first; all of them get the time of one.
@@ -360,14 +361,14 @@ async fn connect_external(
     external: &External,
     patience: Duration,
 ) -> Result<(TcpStream, Option<Box<ExternalSession>>), Reason> {
-    let stream = connect(address, patience).await?;
+    let stream = within(patience, TcpStream::connect(address)).await?;
     let Some(tls) = &external.tls else { return Ok((stream, None)) };
     let secured = timeout(patience, tls.connect(&stream)).await.unwrap_or(Err(ExternalError::Timeout));
     Ok((stream, Some(Box::new(secured.map_err(Reason::ExternalTls)?))))
 }
 
-async fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream, Reason> {
-    timeout(patience, TcpStream::connect(address))
+async fn within<T>(patience: Duration, connecting: impl Future<Output = io::Result<T>>) -> Result<T, Reason> {
+    timeout(patience, connecting)
         .await
         .map_err(|_| Reason::ProgramTimeout)?
         .map_err(|e| Reason::ProgramUnreachable(e.kind()))

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{MsgFlags, recv};
-use socket2::{SockRef, TcpKeepalive};
+use nix::sys::socket::{MsgFlags, recv, send};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{io::Interest, net::TcpStream};
 
 /// When a silent peer is asked whether it is still there, and how often before it is given up.
@@ -47,6 +47,42 @@ pub(crate) fn prepare_local(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)
+}
+
+/// Connects to a program of this host, in its network namespace.
+pub(crate) async fn dial_local(program: SocketAddr) -> io::Result<TcpStream> {
+    connect_local(unconnected(program)?, program).await
+}
+
+/// Returns a socket of the calling thread's network namespace that does not block.
+pub(crate) fn unconnected(to: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+/// Connects an [`unconnected`] socket to a program of this host, after it has [prepared](prepare_local) it.
+/// What the program sends with the handshake finds the options set.
+pub(crate) async fn connect_local(socket: Socket, program: SocketAddr) -> io::Result<TcpStream> {
+    prepare_local(&SockRef::from(&socket))?;
+    let program = program.into();
+    // The other end of a loopback connection is there before connect(2) returns, which yet says that it is under way. Asked
+    // again, it says how it went: nobody need wait for the runtime's next look at all its sockets.
+    let under_way = is_under_way(socket.connect(&program))? && is_under_way(socket.connect(&program))?;
+    let stream = TcpStream::from_std(socket.into())?;
+    if under_way {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(stream)
+}
+
+fn is_under_way(connecting: io::Result<()>) -> io::Result<bool> {
+    match connecting {
+        Ok(()) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY)) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the kernel reset the connection when the socket is dropped; of a listening one, those that it accepts.
@@ -130,6 +166,14 @@ pub(super) fn read_ahead(stream: &TcpStream, buffer: &mut [u8]) -> Option<io::Re
     }
 }
 
+/// Writes what a socket takes that the runtime has not asked for yet, as [`read_ahead`] reads. `None`: nothing.
+pub(super) fn write_ahead(stream: &TcpStream, bytes: &[u8]) -> Option<io::Result<usize>> {
+    match send(stream.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => None,
+        result => Some(result.map_err(io::Error::from)),
+    }
+}
+
 /// A read that does not fill `buffer` has emptied the socket, unless it `stopped` before an urgent byte: claiming that it
 /// would block makes tokio wait for the next edge instead of asking once more in vain, which is what tokio does for
 /// reads by `&mut`.
@@ -165,5 +209,28 @@ pub(super) fn poll_write(stream: &TcpStream, cx: &mut Context<'_>, bytes: &[u8])
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
             result => return Poll::Ready(result),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_takes_its_time_is_waited_for_and_one_that_is_not_there_is_not() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        // One connection has room to wait for accept(2); the SYN of the next is dropped, and sent again.
+        listener.listen(0).unwrap();
+        let at = listener.local_addr().unwrap().as_socket().unwrap();
+        let first = dial_local(at).await.unwrap();
+        let mut second = std::pin::pin!(dial_local(at));
+        tokio::time::timeout(Duration::from_millis(50), &mut second).await.unwrap_err();
+        drop((listener.accept().unwrap(), first));
+        let second = tokio::time::timeout(Duration::from_secs(20), second).await.unwrap().unwrap();
+        assert!(SockRef::from(&second).tcp_nodelay().unwrap());
+
+        drop((listener, second));
+        assert_eq!(dial_local(at).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }
