@@ -22,6 +22,7 @@ mod guard;
 mod inbound;
 mod link;
 mod outbound;
+mod pace;
 mod pool;
 mod reason;
 mod socket;

@@ -2,12 +2,13 @@
 
 use std::{cell::RefCell, ops::Deref};
 
+use super::pace::SHORT_ONES;
 use crate::tls::record::{MOST, OVERHEAD};
 
 /// Records that are sealed, and written, together.
 pub(super) const BATCH: usize = 8;
-/// What a buffer holds: a batch of sealed records, and so more than a batch's plaintext.
-pub(super) const SIZE: usize = BATCH * (MOST + OVERHEAD);
+/// What a buffer holds: a batch of sealed records, short ones at its beginning, and so more than a batch's plaintext.
+pub(super) const SIZE: usize = BATCH * (MOST + OVERHEAD) + SHORT_ONES * OVERHEAD;
 /// What a thread keeps for the next one who wants a buffer.
 const KEPT: usize = 8;
 

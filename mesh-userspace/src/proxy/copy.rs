@@ -15,7 +15,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -29,6 +29,7 @@ use super::{
     endpoint::Endpoint,
     flow::Flow,
     link::{self, Link, Word},
+    pace::{Pace, SHORT},
     reason::Reason,
     socket::{pending_error, poll_read, poll_write, shutdown, unacknowledged},
 };
@@ -63,7 +64,7 @@ pub(super) async fn copy<'a>(
     flow: &'a Flow,
     start: Start,
 ) -> Result<(), Reason> {
-    let Link { socket: mesh, tls, received, settled, .. } = link;
+    let Link { socket: mesh, tls, received, settled, pace, .. } = link;
     let meshnode = tls.is_meshnode;
     *settled = false;
     let mut copy = Copy {
@@ -82,6 +83,7 @@ pub(super) async fn copy<'a>(
         incoming: Incoming::Open { unopened: true },
         sealed: None,
         received,
+        pace,
         plain: None,
         failed: None,
         program_lost: None,
@@ -114,6 +116,7 @@ struct Copy<'a, E> {
     sealed: Option<Buffer>,
     /// Ciphertext that is not opened yet.
     received: &'a mut Option<Buffer>,
+    pace: &'a mut Pace,
     /// Decrypted bytes that the program did not take yet.
     plain: Option<Buffer>,
     /// A side could not be written to. It may have sent something before it went: that is still passed on, without
@@ -268,9 +271,12 @@ impl<'a, E: Endpoint<'a>> Copy<'a, E> {
     /// Seals `data` in records, or a record without data if there is none, and sends what the mesh takes now.
     fn seal(&mut self, data: &[u8]) -> Result<(), Reason> {
         debug_assert!(self.sealed.is_none() && self.tls.owed.is_empty(), "records are sent in their order");
+        if data.len() > SHORT {
+            self.pace.go_on(Instant::now());
+        }
         let (mut sealed, mut filled, mut left) = (Buffer::take(), 0, data);
         loop {
-            let (now, later) = left.split_at(left.len().min(self.most()));
+            let (now, later) = left.split_at(self.pace.next(left.len().min(self.most())));
             let word = self.word.take().unwrap_or(Word::Data) as u8;
             let trailer = if self.meshnode { &[word][..] } else { &[] };
             let length =

@@ -22,6 +22,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     buffer::Buffer,
+    pace::Pace,
     reason::Reason,
     socket::{self, poll_read, poll_write},
 };
@@ -83,6 +84,8 @@ pub(super) struct Link {
     pub(super) tls: Session,
     /// Ciphertext that was received and not opened: the first part of a record, or the next flow's.
     pub(super) received: Option<Buffer>,
+    /// Of what this side sends.
+    pub(super) pace: Pace,
     pub(super) made: Instant,
     /// When a flow last used it.
     pub(super) used: Instant,
@@ -112,7 +115,7 @@ impl Link {
             received = Some(buffer);
         }
         let made = Instant::now();
-        Ok(Self { socket, tls, received, made, used: made, settled: true })
+        Ok(Self { socket, tls, received, pace: Pace::default(), made, used: made, settled: true })
     }
 
     /// Whether the next flow may begin: the last one has ended at the server too, and nothing else has come, the end of the
