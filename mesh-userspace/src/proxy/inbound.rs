@@ -169,11 +169,12 @@ pub(super) async fn serve(
         caller.next = tokio::select! {
             () = stop.cancelled() => return,
             next = shared.workers.uncounted(caller.link.next_flow()) => match next {
-                Ok(next) if caller.link.begin().is_ok() => Some(next),
+                Ok(next) => Some(next),
                 // The caller has no further use for it.
-                _ => return,
+                Err(_) => return,
             },
         };
+        caller.link.begin();
         let now = target.load_full();
         if now.name != to.name {
             // It authenticated this host as another service.
@@ -283,7 +284,8 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
     if caller.link.tls.is_meshnode && !caller.link.settled {
         caller.link.say(Word::Done, &[]).await?;
     }
-    caller.link.may_close().map_err(|e| Reason::PeerReset(e.kind()))
+    caller.link.may_close();
+    Ok(())
 }
 
 /// What this host proves itself with to callers of the service.

@@ -91,6 +91,8 @@ pub(super) struct Link {
     pub(super) used: Instant,
     /// The server's last word of the last flow is said (as the server), or heard (as the caller).
     pub(super) settled: bool,
+    /// No flow is under way: dropped, it is closed in order. Otherwise it is reset.
+    in_order: bool,
 }
 
 /// The beginning of a flow, as the server gets it.
@@ -115,7 +117,16 @@ impl Link {
             received = Some(buffer);
         }
         let made = Instant::now();
-        Ok(Self { socket, tls, received, pace: Pace::default(), made, used: made, settled: true })
+        Ok(Self {
+            socket,
+            tls,
+            received,
+            pace: Pace::default(),
+            made,
+            used: made,
+            settled: true,
+            in_order: false,
+        })
     }
 
     /// Whether the next flow may begin: the last one has ended at the server too, and nothing else has come, the end of the
@@ -139,13 +150,13 @@ impl Link {
     }
 
     /// A flow ended in order: what is under way is still delivered if the connection ends now.
-    pub(super) fn may_close(&self) -> io::Result<()> {
-        socket::close_cleanly(&self.socket)
+    pub(super) fn may_close(&mut self) {
+        self.in_order = true;
     }
 
     /// A flow begins: from here on the end of the connection is a reset.
-    pub(super) fn begin(&self) -> io::Result<()> {
-        socket::reset_on_drop(&self.socket)
+    pub(super) fn begin(&mut self) {
+        self.in_order = false;
     }
 
     /// Opens a flow without any of its bytes, and waits until the peer has its program on the line.
@@ -193,7 +204,7 @@ impl Link {
         // A peer that is gone, or does not listen, gets no word.
         let said = timeout(REFUSING, self.say(Word::Refused, &[why as u8])).await;
         if matches!(said, Ok(Ok(()))) {
-            let _ = self.may_close();
+            self.may_close();
         }
     }
 
@@ -231,6 +242,16 @@ impl Link {
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(Reason::PeerReset(error.kind()))),
             }
+        }
+    }
+}
+
+/// To the kernel, the end of the connection is a reset all the time: it need not be told of each flow.
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.in_order {
+            // If it fails, it is reset.
+            let _ = socket::close_cleanly(&self.socket);
         }
     }
 }

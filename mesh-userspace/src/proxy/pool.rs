@@ -83,11 +83,12 @@ impl Pool {
             self.count.fetch_sub(1, Relaxed);
             // Out of the lock: it may ask the kernel, and open what has come.
             match if self.is_good(&idle.link) { idle.link.is_free() } else { Some(false) } {
-                Some(true) if idle.link.begin().is_ok() => {
+                Some(true) => {
+                    idle.link.begin();
                     found = Some(idle.link);
                     break;
                 }
-                Some(_) => {}
+                Some(false) => {}
                 // Its peer has not said the last word yet.
                 None => later.push(idle),
             }
