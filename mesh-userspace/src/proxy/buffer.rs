@@ -16,7 +16,7 @@ thread_local! {
     static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// [`SIZE`] bytes, of which `start..end` wait for somebody.
+/// [`SIZE`] bytes, or [fewer](Buffer::fitted), of which `start..end` wait for somebody.
 pub(super) struct Buffer {
     bytes: Option<Box<[u8]>>,
     start: usize,
@@ -49,10 +49,20 @@ impl Buffer {
         self.start == self.end
     }
 
+    /// Returns one that has what waits and no room, as long as it is not asked for.
+    pub(super) fn fitted(self) -> Self {
+        Self { bytes: Some((*self).into()), start: 0, end: self.len() }
+    }
+
     /// Moves what waits to the beginning, and returns the room behind it.
     pub(super) fn room(&mut self) -> &mut [u8] {
         let (start, end) = (self.start, self.end);
-        if start > 0 {
+        if self.all().len() < SIZE {
+            let mut roomy = Self::take();
+            roomy.all()[..end - start].copy_from_slice(self);
+            roomy.hold(0, end - start);
+            *self = roomy;
+        } else if start > 0 {
             self.all().copy_within(start..end, 0);
             self.hold(0, end - start);
         }
@@ -82,8 +92,26 @@ impl Drop for Buffer {
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < KEPT {
-                free.extend(bytes);
+                free.extend(bytes.filter(|bytes| bytes.len() == SIZE));
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_is_fitted_has_what_waits_alone_until_there_must_be_room() {
+        let mut buffer = Buffer::take();
+        buffer.all()[..4].copy_from_slice(b"abcd");
+        buffer.hold(1, 4);
+        let mut fitted = buffer.fitted();
+        assert_eq!((fitted.all().len(), &*fitted), (3, &b"bcd"[..]));
+        fitted.consume(1);
+        fitted.room()[0] = b'e';
+        fitted.fill(1);
+        assert_eq!((fitted.all().len(), &*fitted), (SIZE, &b"cde"[..]));
     }
 }

@@ -114,7 +114,7 @@ impl Link {
             let too_much = || Reason::BrokenTls("too much came with the handshake".to_owned());
             room.ok_or_else(too_much)?.copy_from_slice(&ahead);
             buffer.hold(0, ahead.len());
-            received = Some(buffer);
+            received = Some(buffer.fitted());
         }
         let made = Instant::now();
         Ok(Self {
@@ -236,7 +236,9 @@ impl Link {
             if let Poll::Ready(Ok(count)) = read {
                 wire.fill(count);
             }
-            self.received = (!wire.is_empty()).then_some(wire);
+            // Who has not been authorized, or says nothing more, does not get a whole buffer for a part of a record.
+            let waits = read.is_pending();
+            self.received = (!wire.is_empty()).then(|| if waits { wire.fitted() } else { wire });
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(Reason::PeerReset(io::ErrorKind::UnexpectedEof))),
                 Ok(_) => {}
