@@ -453,7 +453,7 @@ impl<'a, E: Endpoint<'a>> Copy<'a, E> {
         }
     }
 
-    /// The same for what came with the flow's first word.
+    /// Delivers what came with the flow's first word; the runtime has not looked at the program's socket yet.
     fn deliver_first(&mut self, mut first: Buffer) {
         match self.program.write_ahead(&first) {
             Some(Ok(count)) => {
