@@ -135,10 +135,8 @@ impl Programs {
                 Err(error) => failed = Some(error),
             }
         }
-        Err(failed.unwrap_or_else(|| {
-            let why = "no program of the service is in a network namespace of its own";
-            io::Error::new(io::ErrorKind::NotConnected, why)
-        }))
+        let nowhere = "no program of the service is in a network namespace of its own";
+        Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotConnected, nowhere)))
     }
 
     /// Where a program may listen in each namespace: at the configured address. One that listens at `localhost` is at
