@@ -115,7 +115,7 @@ fn services_behind_consuls_proxy_under_consul() {
     scene.pair.consul.as_mut().expect("the plane").1.process().signal(Signal::SIGSTOP);
     scene.pair.delete_intention("web", "banner");
     let banner = || scene.connect("web", BANNER, &["--read", "10"]);
-    scene.until("Consul's proxy to refuse", banner, |said| is_reset(said));
+    scene.until("Consul's proxy to refuse", banner, is_reset);
     scene.pair.a.wait_status("the refusal's record", |s| {
         let newest = s.recent("web", "banner").first().and_then(|flow| flow["reason"].as_str());
         newest.is_some_and(|reason| reason.starts_with("refused-by-peer") && reason.contains("intentions"))
