@@ -4,8 +4,10 @@
 //! disk below journald) stalls no flow. What the queue has no room for is dropped, and counted.
 
 use std::{
-    io::{self, IsTerminal, Stderr},
+    io::{self, IsTerminal, Stderr, Write},
     sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
 };
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -51,6 +53,26 @@ const QUEUE: usize = 64 * 1024;
 #[derive(Clone, Debug, Default)]
 struct Out(Arc<OnceLock<NonBlocking>>);
 
+/// Standard error of the thread that empties the queue. Lines that have come meanwhile are written together, and there is a
+/// pause before the next ones: who writes a line wakes nobody while it lasts.
+struct Together(io::BufWriter<Stderr>);
+
+impl Together {
+    const PAUSE: Duration = Duration::from_millis(2);
+}
+
+impl Write for Together {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.0.flush();
+        thread::sleep(Self::PAUSE);
+        flushed
+    }
+}
+
 impl MakeWriter<'_> for Out {
     type Writer = EitherWriter<NonBlocking, Stderr>;
 
@@ -86,8 +108,7 @@ impl Telemetry {
     /// is written when the guard is dropped.
     pub fn queue(&self) -> WorkerGuard {
         let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true);
-        // Lines that have come meanwhile are written together.
-        let (queue, guard) = builder.thread_name("log").finish(io::BufWriter::new(io::stderr()));
+        let (queue, guard) = builder.thread_name("log").finish(Together(io::BufWriter::new(io::stderr())));
         // Once in a process.
         let _ = self.out.0.set(queue);
         guard

@@ -125,10 +125,7 @@ impl Programs {
         let places = self.whereabouts.of(&self.service);
         let count = places.elsewhere.len();
         let first = self.turn.fetch_add(1, Relaxed);
-        let mut failed = io::Error::new(
-            io::ErrorKind::NotConnected,
-            "no program of the service is in a network namespace of its own",
-        );
+        let mut failed = None;
         let home = (!self.only_elsewhere).then_some(None);
         let (before, after) = if places.at_home { (home, None) } else { (None, home) };
         let elsewhere = (0..count).map(|nth| Some(&places.elsewhere[(first + nth) % count]));
@@ -139,10 +136,11 @@ impl Programs {
             };
             match reached {
                 Ok(reached) => return Ok(reached),
-                Err(error) => failed = error,
+                Err(error) => failed = Some(error),
             }
         }
-        Err(failed)
+        let nowhere = "no program of the service is in a network namespace of its own";
+        Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotConnected, nowhere)))
     }
 
     /// Where a program may listen in each namespace: at the configured address. One that listens at `localhost` is at

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Accepting, MESHNODE,
-    record::{ALERT, DATA},
+    record::{ALERT, DATA, HANDSHAKE},
     session::{Core, Session},
 };
 
@@ -46,24 +46,41 @@ pub async fn connect(
 /// The socket's, or rustls': see [`PeerError::from_io`](super::PeerError::from_io).
 pub async fn accept(accepting: &Accepting, mesh: &TcpStream) -> io::Result<(Session, Chain)> {
     let mut received = Vec::new();
-    let mut acceptor = Acceptor::default();
-    let meshnode = loop {
-        let from = received.len();
-        receive(mesh, &mut received).await?;
-        let mut fresh = &received[from..];
-        while !fresh.is_empty() && acceptor.read_tls(&mut fresh)? > 0 {}
-        match acceptor.accept() {
-            Ok(Some(hello)) => {
-                break hello.client_hello().alpn().is_some_and(|mut all| all.any(|one| one == MESHNODE));
-            }
-            Ok(None) => {}
-            // What is wrong with it is said below.
-            Err(_) => break false,
-        }
-    };
+    receive(mesh, &mut received).await?;
+    let meshnode = !is_strangers(&received) && offers_meshnode(mesh, &mut received).await?;
     let config = if meshnode { accepting.meshnode.clone() } else { accepting.config.clone() };
     let connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     Handshake::of(connection, mesh, received).run().await
+}
+
+/// Whether it is the whole hello of a client, in one record, and [`MESHNODE`] is nowhere in it: then rustls has to read it
+/// only once.
+fn is_strangers(received: &[u8]) -> bool {
+    const CLIENT_HELLO: u8 = 1;
+    let [HANDSHAKE, _, _, r1, r0, CLIENT_HELLO, h2, h1, h0, rest @ ..] = received else { return false };
+    let record = usize::from(u16::from_be_bytes([*r1, *r0]));
+    let length = u32::from_be_bytes([0, *h2, *h1, *h0]) as usize;
+    let Some(hello) = rest.get(..length) else { return false };
+    4 + length <= record && !hello.windows(MESHNODE.len()).any(|bytes| bytes == MESHNODE)
+}
+
+/// Receives the rest of the client's hello.
+async fn offers_meshnode(mesh: &TcpStream, received: &mut Vec<u8>) -> io::Result<bool> {
+    let mut acceptor = Acceptor::default();
+    let mut read = 0;
+    loop {
+        let mut fresh = &received[read..];
+        while !fresh.is_empty() && acceptor.read_tls(&mut fresh)? > 0 {}
+        read = received.len();
+        match acceptor.accept() {
+            Ok(Some(hello)) => {
+                return Ok(hello.client_hello().alpn().is_some_and(|mut all| all.any(|one| one == MESHNODE)));
+            }
+            Ok(None) => receive(mesh, received).await?,
+            // What is wrong with it is said by who shakes hands.
+            Err(_) => return Ok(false),
+        }
+    }
 }
 
 /// A side of a connection.
@@ -264,4 +281,32 @@ async fn receive(mesh: &TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
 
 fn invalid(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client's hello of these extensions, in records of at most so many bytes.
+    fn hello(extensions: &[u8], most: usize) -> Vec<u8> {
+        let length = u8::try_from(extensions.len()).unwrap();
+        let message = [&[1, 0, 0, length], extensions].concat();
+        let record = |part: &[u8]| [&[HANDSHAKE, 3, 1, 0, u8::try_from(part.len()).unwrap()], part].concat();
+        message.chunks(most).flat_map(record).collect()
+    }
+
+    #[test]
+    fn a_strangers_hello_is_known_when_all_of_it_is_there_and_has_no_word_of_meshnodes() {
+        let (stranger, meshnode) = (hello(b"h2 http/1.1", 200), hello(b"h2 meshnode/1", 200));
+        assert!(is_strangers(&stranger));
+        assert!(is_strangers(&[&stranger[..], b"and more"].concat()));
+        assert!(!is_strangers(&meshnode));
+        for end in 0..stranger.len() {
+            assert!(!is_strangers(&stranger[..end]), "the first {end} bytes");
+        }
+        for most in 1..stranger.len() - 5 {
+            assert!(!is_strangers(&hello(b"h2 http/1.1", most)), "records of {most} bytes");
+        }
+        assert!(!is_strangers(b"GET / HTTP/1.1\r\n\r\n"));
+    }
 }

@@ -6,7 +6,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use rustls::{pki_types::PrivateKeyDer, sign::CertifiedKey};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer},
+    sign::CertifiedKey,
+};
 use time::{Duration, OffsetDateTime};
 
 use super::provider;
@@ -74,15 +77,23 @@ impl Ca {
     }
 
     /// A CA certificate for the key of `next`, signed by this one: the end of a path of `path` more at most.
-    pub(crate) fn vouch_for(
-        &self,
-        next: &Ca,
-        path: Option<u8>,
-    ) -> rustls::pki_types::CertificateDer<'static> {
+    pub(crate) fn vouch_for(&self, next: &Ca, path: Option<u8>) -> CertificateDer<'static> {
+        self.vouch(next, path.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained), None)
+    }
+
+    /// The same for any path, and only for so long.
+    pub(crate) fn vouch_until(&self, next: &Ca, end: Duration) -> CertificateDer<'static> {
+        self.vouch(next, BasicConstraints::Unconstrained, Some(end))
+    }
+
+    fn vouch(&self, next: &Ca, path: BasicConstraints, end: Option<Duration>) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(path.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+        params.is_ca = IsCa::Ca(path);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, format!("CA of {}", next.trust_domain));
+        if let Some(end) = end {
+            params.not_after = OffsetDateTime::now_utc() + end;
+        }
         params.signed_by(next.issuer.key(), &self.issuer).unwrap().der().clone()
     }
 

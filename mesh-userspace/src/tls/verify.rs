@@ -2,6 +2,8 @@
 //!
 //! Names of hosts mean nothing here, as in Consul Connect: no DNS name is looked at, neither in SNI nor in a certificate.
 
+mod verified;
+
 use std::sync::Arc;
 
 use rustls::{
@@ -11,7 +13,8 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
-use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyUsage};
+use verified::{Fingerprint, Verified};
+use webpki::{EndEntityCert, KeyUsage};
 
 use super::{PeerError, provider};
 use crate::identity::{Roots, SpiffeId};
@@ -43,6 +46,7 @@ pub(super) struct TrustBundle {
     roots: Arc<Roots>,
     anchors: Vec<TrustAnchor<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
+    verified: Verified,
 }
 
 impl TrustBundle {
@@ -56,7 +60,7 @@ impl TrustBundle {
             }
         }
         let algorithms = provider().signature_verification_algorithms;
-        (!anchors.is_empty()).then_some(Self { roots, anchors, algorithms })
+        (!anchors.is_empty()).then_some(Self { roots, anchors, algorithms, verified: Verified::default() })
     }
 
     pub(super) fn roots(&self) -> &Arc<Roots> {
@@ -69,7 +73,7 @@ impl TrustBundle {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<SpiffeId, PeerError> {
+    ) -> Result<Arc<SpiffeId>, PeerError> {
         self.authenticate(leaf, intermediates, now, KeyUsage::client_auth())
     }
 
@@ -79,7 +83,23 @@ impl TrustBundle {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: impl ExtendedKeyUsageValidator,
+        usage: KeyUsage,
+    ) -> Result<Arc<SpiffeId>, PeerError> {
+        let chain = Fingerprint::of(leaf, intermediates);
+        if let Some(id) = self.verified.find(&chain, usage, now) {
+            return Ok(id);
+        }
+        let id = Arc::new(self.verify(leaf, intermediates, now, usage)?);
+        self.verified.keep(chain, std::iter::once(leaf).chain(intermediates), usage, &id, now);
+        Ok(id)
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
     ) -> Result<SpiffeId, PeerError> {
         let parsed = EndEntityCert::try_from(leaf).map_err(|e| PeerError::BadCertificate(e.to_string()))?;
         parsed
@@ -168,7 +188,7 @@ impl ServerCertVerifier for ServerIs {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let found = self.bundle.authenticate(end_entity, intermediates, now, KeyUsage::server_auth())?;
-        if found != self.expected {
+        if *found != self.expected {
             let (expected, found) = (self.expected.to_string(), found.to_string());
             return Err(PeerError::WrongService { expected, found }.into());
         }
@@ -203,7 +223,7 @@ pub(crate) fn testing_verify(roots: Arc<Roots>, chain: &[CertificateDer<'_>]) ->
     let bundle = TrustBundle::new(roots).expect("a usable root");
     let (leaf, rest) = chain.split_first().expect("a leaf");
     bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::server_auth())?;
-    bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::client_auth())
+    bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::client_auth()).map(Arc::unwrap_or_clone)
 }
 
 #[cfg(test)]
