@@ -63,8 +63,8 @@ fn psql<'a>(address: &'a str, query: &'a str) -> Vec<&'a str> {
 /// Folders, pins and cgroups of temporary daemons on the host; empty when nothing is left.
 #[track_caller]
 fn left(host: &Host) -> String {
-    let look = "ls -d /run/meshnode-exec/* /sys/fs/bpf/meshnode-exec-* /sys/fs/cgroup/meshnode.temporary/*/ \
-                /sys/fs/cgroup/unified/meshnode.temporary/*/ 2>/dev/null";
+    let look = "ls -d /run/meshnode-exec/* /sys/fs/bpf/meshnode-exec-* /sys/fs/cgroup/meshnode.temporary/ \
+                /sys/fs/cgroup/unified/meshnode.temporary/ 2>/dev/null";
     host.run("", &["sh", "-c", look]).stdout
 }
 

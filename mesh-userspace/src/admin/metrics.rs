@@ -57,6 +57,12 @@ pub fn encode(report: &StatusReport) -> String {
     flows(&mut registry, report);
     services(&mut registry, report);
 
+    let fast = Values::<Named>::default();
+    for path in &report.fast_paths {
+        fast.get_or_create(&Named { name: path.name.clone() }).set(path.on.into());
+    }
+    registry.register("fast_path", "1 if this host uses the fast path; status says why not", fast);
+
     let attached = Values::<OfHook>::default();
     for attachment in &report.attachments {
         let labels = OfHook { program: attachment.program.clone(), hook: attachment.hook.clone() };
@@ -156,7 +162,10 @@ fn services(registry: &mut Registry, report: &StatusReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::{Attachment, CertificateStatus, Timestamp};
+    use crate::{
+        admin::{Attachment, CertificateStatus, Timestamp},
+        fast_path::FastPath,
+    };
 
     #[test]
     fn metrics_say_what_the_report_says() {
@@ -185,6 +194,7 @@ mod tests {
                 renewal_error: Some("no".into()),
             }],
             counters: [("captured".to_owned(), 3)].into(),
+            fast_paths: vec![FastPath::on("pool", ""), FastPath::off("sockmap", "")],
             ..StatusReport::default()
         };
         let text = encode(&report);
@@ -196,6 +206,8 @@ mod tests {
             "meshnode_attached{program=\"connect6\",hook=\"cgroup/connect6\"} 0",
             "meshnode_certificate_seconds_left{service=\"db\"} -7",
             "meshnode_certificate_renewal_failing{service=\"db\"} 1",
+            "meshnode_fast_path{name=\"pool\"} 1",
+            "meshnode_fast_path{name=\"sockmap\"} 0",
             "meshnode_control_plane_stale_seconds 0",
             "meshnode_control_plane_connected 0",
             "# EOF",

@@ -75,9 +75,10 @@ fn options(error: &ApiError) -> &'static str {
         ApiError::Tls { .. } | ApiError::TlsSetup(_) => {
             "\nFor one command: --ca-file FILE, or CONSUL_CACERT."
         }
-        ApiError::Refused { .. } | ApiError::NoSocket { .. } | ApiError::Unreachable { .. } => {
-            "\nFor one command: --http-addr ADDRESS, or CONSUL_HTTP_ADDR."
-        }
+        ApiError::Refused { .. }
+        | ApiError::NoSocket { .. }
+        | ApiError::Unreachable { .. }
+        | ApiError::NotTls { .. } => "\nFor one command: --http-addr ADDRESS, or CONSUL_HTTP_ADDR.",
         _ => "",
     }
 }

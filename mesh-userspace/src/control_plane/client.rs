@@ -41,6 +41,10 @@ pub enum ApiError {
         "{address}: {reason}; check control_plane.ca_file, and that the server's certificate names that host"
     )]
     Tls { address: String, reason: String },
+    #[error(
+        "{address}: what answers there does not speak TLS; use the port of {server}'s HTTPS API, or http:// if this is its HTTP API"
+    )]
+    NotTls { address: String, server: &'static str },
     #[error(transparent)]
     TlsSetup(#[from] TlsSetupError),
     #[error(transparent)]
@@ -121,6 +125,7 @@ impl ApiError {
             | Self::NoSocket { .. }
             | Self::Unreachable { .. }
             | Self::Tls { .. }
+            | Self::NotTls { .. }
             | Self::Timeout { .. }
             | Self::Broken { .. } => ErrorKind::Outage,
             Self::Forbidden { reason, .. } if reason.contains(UNKNOWN_TOKEN) => ErrorKind::UnknownToken,
@@ -357,6 +362,7 @@ impl Client {
                 _ => ApiError::Unreachable { address, reason },
             },
             ExchangeError::Tls(reason) => ApiError::Tls { address, reason },
+            ExchangeError::NotTls => ApiError::NotTls { address, server: self.server },
             ExchangeError::Timeout(after) => ApiError::Timeout { address, path, after },
             ExchangeError::Broken(reason) => ApiError::Broken { address, path, reason },
             e @ ExchangeError::TooLarge => ApiError::TooLarge { path, reason: e.to_string() },

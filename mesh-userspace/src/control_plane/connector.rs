@@ -43,6 +43,8 @@ pub enum ConnectError {
     Timeout,
     #[error("TLS: {0}")]
     Tls(io::Error),
+    #[error("it does not speak TLS")]
+    NotTls,
 }
 
 /// Why the TLS files of an `https://` address cannot be used.
@@ -132,10 +134,20 @@ impl Target {
             Self::Tcp(at) => Ok(ApiStream(Box::new(tcp(at).await?))),
             Self::Tls { at, name, tls } => {
                 let tcp = tcp(at).await?;
-                let tls = tls.connect(name.clone(), tcp).await.map_err(ConnectError::Tls)?;
+                let tls = tls.connect(name.clone(), tcp).await.map_err(tls_failure)?;
                 Ok(ApiStream(Box::new(tls)))
             }
         }
+    }
+}
+
+/// What answers with no record of TLS speaks something else: HTTP, most likely.
+fn tls_failure(error: io::Error) -> ConnectError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(
+            rustls::InvalidMessage::InvalidContentType | rustls::InvalidMessage::UnknownProtocolVersion,
+        )) => ConnectError::NotTls,
+        _ => ConnectError::Tls(error),
     }
 }
 

@@ -46,6 +46,8 @@ pub enum ExchangeError {
     Connect { kind: io::ErrorKind, reason: String },
     #[error("{0}")]
     Tls(String),
+    #[error("the server does not speak TLS")]
+    NotTls,
     #[error("no complete answer within {} s", .0.as_secs())]
     Timeout(Duration),
     #[error("the connection broke before the answer was complete: {0}")]
@@ -134,6 +136,7 @@ fn failed(error: &legacy::Error) -> ExchangeError {
             ExchangeError::Connect { kind: io::ErrorKind::TimedOut, reason: e.to_string() }
         }
         Some(e @ ConnectError::Tls(_)) => ExchangeError::Tls(e.to_string()),
+        Some(ConnectError::NotTls) => ExchangeError::NotTls,
         None => ExchangeError::Broken(root_cause(error)),
     }
 }

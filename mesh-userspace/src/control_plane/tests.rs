@@ -391,6 +391,16 @@ async fn https_is_verified_against_the_ca_file() {
     let wrong_name =
         ApiAccess { address: format!("https://localhost:{port}").parse().unwrap(), ..good.clone() };
     assert!(matches!(ask(&wrong_name).await, Err(ApiError::Tls { .. })));
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = plain.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = plain.accept().unwrap();
+        let _ =
+            std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    });
+    let no_tls = ApiAccess { address: format!("https://{at}").parse().unwrap(), ..good.clone() };
+    let error = ask(&no_tls).await.unwrap_err();
+    assert!(error.to_string().contains("does not speak TLS"), "{error}");
     let no_file = ApiAccess { ca_file: Some(path("nope.pem")), ..good };
     assert!(matches!(ask(&no_file).await, Err(ApiError::TlsSetup(_))));
 }

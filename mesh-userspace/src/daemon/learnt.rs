@@ -9,6 +9,7 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,23 +21,24 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long until the disk is tried again after it did not take it.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The file.
+/// The file, written by one at a time: the last one, at the daemon's end, may come while another is under way.
 #[derive(Clone)]
-pub struct Store(PathBuf);
+pub struct Store(Arc<Mutex<PathBuf>>);
 
 impl Store {
     pub fn new(state_dir: &Path) -> Self {
-        Self(state_dir.join("egress-learnt.json"))
+        Self(Arc::new(Mutex::new(state_dir.join("egress-learnt.json"))))
     }
 
     /// Returns what an earlier daemon wrote.
     pub fn load(&self) -> Vec<Kept> {
-        let read = || -> io::Result<Vec<Kept>> { Ok(serde_json::from_slice(&fs::read(&self.0)?)?) };
+        let path = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || -> io::Result<Vec<Kept>> { Ok(serde_json::from_slice(&fs::read(&*path)?)?) };
         match read() {
             Ok(kept) => kept,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                tracing::warn!(path = %self.0.display(), %error, "addresses of listed names are not known from before: programs have to resolve again");
+                tracing::warn!(path = %path.display(), %error, "addresses of listed names are not known from before: programs have to resolve again");
                 Vec::new()
             }
         }
@@ -44,11 +46,12 @@ impl Store {
 
     /// Writes what has changed since, if anything has; false: it could not, and the next call tries it again.
     pub fn save(&self, kernel: &Kernel) -> bool {
-        // What is locked is not held while the disk is waited for.
+        let path = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel's lock is not held while the disk is waited for.
         let Some(kept) = kernel.lock().learnt_changes() else { return true };
-        if let Err(error) = self.replace(&kept) {
+        if let Err(error) = replace(&path, &kept) {
             kernel.lock().learnt_not_kept();
-            tracing::warn!(path = %self.0.display(), %error, "addresses of listed names are not kept for the next daemon");
+            tracing::warn!(path = %path.display(), %error, "addresses of listed names are not kept for the next daemon");
             return false;
         }
         true
@@ -64,14 +67,14 @@ impl Store {
             pause = if saved.unwrap_or(false) { PAUSE } else { RETRY };
         }
     }
+}
 
-    fn replace(&self, kept: &[Kept]) -> io::Result<()> {
-        let tmp = self.0.with_extension("json.tmp");
-        let _ = fs::remove_file(&tmp);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp)?;
-        file.write_all(&serde_json::to_vec(kept)?)?;
-        fs::rename(&tmp, &self.0)
-    }
+fn replace(path: &Path, kept: &[Kept]) -> io::Result<()> {
+    let tmp = path.with_extension("json.tmp");
+    let _ = fs::remove_file(&tmp);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp)?;
+    file.write_all(&serde_json::to_vec(kept)?)?;
+    fs::rename(&tmp, path)
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ fn unreachable(api: &Client, error: &ApiError) -> Finding {
         }
         ApiError::Token(_) => "correct control_plane.token_file",
         ApiError::Tls { .. } => "correct control_plane.ca_file or control_plane.address",
+        ApiError::NotTls { .. } => "correct control_plane.address: its port, or http://",
         _ => "start it, or correct control_plane.address; a firewall may be between",
     };
     // An error of reaching it names the address itself.

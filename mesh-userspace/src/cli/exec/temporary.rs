@@ -276,6 +276,8 @@ impl Place {
         }
         if let Some(dir) = self.cgroup_dir() {
             remove_cgroups(&dir);
+            // The one around all of them, if this was the last.
+            let _ = dir.parent().map(fs::remove_dir);
         }
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_dir(RUN);
