@@ -102,7 +102,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     for line in engine.degraded() {
         tracing::warn!("{line}");
     }
-    let _written_at_the_end = telemetry.queue().context("cannot start the log's thread")?;
+    let _written_at_the_end = telemetry.queue();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(async {

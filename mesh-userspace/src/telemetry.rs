@@ -3,13 +3,14 @@
 //! Once the daemon carries flows, lines go through a queue that a thread empties: whoever reads stderr and stalls (a full
 //! disk below journald) stalls no flow. What the queue has no room for is dropped, and counted.
 
-mod queue;
-
 use std::{
-    io::{self, IsTerminal, Stderr},
+    io::{self, IsTerminal, Stderr, Write},
     sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
 };
 
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Registry,
     fmt::{
@@ -20,8 +21,6 @@ use tracing_subscriber::{
     reload,
     util::SubscriberInitExt,
 };
-
-use queue::{Queue, Written};
 
 use crate::config::LogFormat;
 
@@ -47,12 +46,35 @@ pub struct Telemetry {
     out: Out,
 }
 
+/// Lines that may wait: some 20 MiB of them.
+const QUEUE: usize = 64 * 1024;
+
 /// Standard error; through the queue once there is one.
 #[derive(Clone, Debug, Default)]
-struct Out(Arc<OnceLock<Queue>>);
+struct Out(Arc<OnceLock<NonBlocking>>);
+
+/// Standard error of the thread that empties the queue. Lines that have come meanwhile are written together, and there is a
+/// pause before the next ones: who writes a line wakes nobody while it lasts.
+struct Together(io::BufWriter<Stderr>);
+
+impl Together {
+    const PAUSE: Duration = Duration::from_millis(2);
+}
+
+impl Write for Together {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.0.flush();
+        thread::sleep(Self::PAUSE);
+        flushed
+    }
+}
 
 impl MakeWriter<'_> for Out {
-    type Writer = EitherWriter<Queue, Stderr>;
+    type Writer = EitherWriter<NonBlocking, Stderr>;
 
     fn make_writer(&self) -> Self::Writer {
         match self.0.get() {
@@ -84,19 +106,17 @@ pub fn init(filter: &str, format: LogFormat) -> Result<Telemetry, TelemetryError
 impl Telemetry {
     /// Starts the thread that empties the queue: call it when the calling thread has dropped its capabilities. What is queued
     /// is written when the guard is dropped.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
-    pub fn queue(&self) -> io::Result<Written> {
-        let (queue, written) = queue::start(io::stderr())?;
+    pub fn queue(&self) -> WorkerGuard {
+        let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true);
+        let (queue, guard) = builder.thread_name("log").finish(Together(io::BufWriter::new(io::stderr())));
         // Once in a process.
         let _ = self.out.0.set(queue);
-        Ok(written)
+        guard
     }
 
     /// How many lines there was no room for.
     pub fn dropped(&self) -> u64 {
-        self.out.0.get().map_or(0, Queue::dropped)
+        self.out.0.get().map_or(0, |queue| queue.error_counter().dropped_lines() as u64)
     }
 
     /// Replaces the filter; on an error the old one stays.
@@ -150,10 +170,10 @@ mod tests {
     #[ignore = "run by its twin with a pipe that nobody reads"]
     fn floods() {
         let telemetry = init("info", LogFormat::Text).unwrap();
-        let _guard = telemetry.queue().unwrap();
-        let (lines, long) = (1000, "a line of the audit log".repeat(2000));
-        (0..lines).for_each(|nth| tracing::info!(target: AUDIT, nth, long));
+        let _guard = telemetry.queue();
+        let lines = 2 * QUEUE;
+        (0..lines).for_each(|nth| tracing::info!(target: AUDIT, nth, "a line of the audit log"));
         let dropped = telemetry.dropped();
-        assert!(dropped > 0 && dropped < lines, "{dropped}");
+        assert!(dropped > 0 && dropped < lines as u64, "{dropped}");
     }
 }
