@@ -159,6 +159,7 @@ pub struct Daemon {
     visitor: Option<Visitor>,
     guards: Guards,
     probed: Probed,
+    learnt: learnt::Store,
     recent: events::Recent,
     started: Instant,
     draining: AtomicBool,
@@ -247,6 +248,7 @@ impl Daemon {
             visitor: visitor.clone(),
             guards,
             probed: Probed::start(),
+            learnt,
             recent,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -254,7 +256,7 @@ impl Daemon {
             reloading: tokio::sync::Mutex::new(()),
             broken: AtomicBool::new(false),
         });
-        tokio::spawn(learnt.keep(daemon.kernel.clone()));
+        tokio::spawn(daemon.learnt.clone().keep(daemon.kernel.clone()));
         tokio::spawn(daemon.clone().drive());
         tokio::spawn(daemon.clone().follow_gateways());
         if let Some(visitor) = visitor {
@@ -306,7 +308,7 @@ impl Daemon {
         if let Some(dns) = &self.dns {
             dns.shut_down().await;
         }
-        learnt::Store::new(&self.config().state_dir).save(&self.kernel);
+        self.learnt.save(&self.kernel);
         let sync = self.sync.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sync) = sync {
             sync.shutdown(true).await;

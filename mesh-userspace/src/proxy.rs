@@ -337,13 +337,15 @@ impl ProxyHandle {
         self.shared.pool.clear();
         let connections = &self.shared.connections;
         connections.close();
-        if timeout(deadline, connections.wait()).await.is_ok() {
-            return 0;
+        let mut cut = 0;
+        if timeout(deadline, connections.wait()).await.is_err() {
+            cut = self.shared.flows.recheck(|_| Some(Reason::Drain));
+            if timeout(CUT_GRACE, connections.wait()).await.is_err() {
+                tracing::warn!(left = connections.len(), "connections did not end after they were cut");
+            }
         }
-        let cut = self.shared.flows.recheck(|_| Some(Reason::Drain));
-        if timeout(CUT_GRACE, connections.wait()).await.is_err() {
-            tracing::warn!(left = connections.len(), "connections did not end after they were cut");
-        }
+        // Those of flows that have ended meanwhile.
+        self.shared.pool.clear();
         cut
     }
 

@@ -176,6 +176,8 @@ impl Flow {
         self.state.store(FlowState::Closed as u8, Relaxed);
         // A flow ends once: its record is taken out of the table by its one owner.
         let _first = self.ended.set((SystemTime::now(), reason));
+        // It would keep the memory of the task, for as long as `status` shows the flow.
+        drop(self.cut_wake.take());
     }
 
     /// Returns what `status` shows of the flow at `now`.

@@ -169,12 +169,11 @@ pub(super) async fn serve(
         caller.next = tokio::select! {
             () = stop.cancelled() => return,
             next = shared.workers.uncounted(caller.link.next_flow()) => match next {
-                Ok(next) => Some(next),
+                Ok(next) if caller.link.begin().is_ok() => Some(next),
                 // The caller has no further use for it.
-                Err(_) => return,
+                _ => return,
             },
         };
-        caller.link.begin();
         let now = target.load_full();
         if now.name != to.name {
             // It authenticated this host as another service.

@@ -93,6 +93,8 @@ pub(super) struct Link {
     pub(super) settled: bool,
     /// No flow is under way: dropped, it is closed in order. Otherwise it is reset.
     in_order: bool,
+    /// The kernel was told so, too.
+    lifted: bool,
 }
 
 /// The beginning of a flow, as the server gets it.
@@ -126,6 +128,7 @@ impl Link {
             used: made,
             settled: true,
             in_order: false,
+            lifted: false,
         })
     }
 
@@ -152,11 +155,25 @@ impl Link {
     /// A flow ended in order: what is under way is still delivered if the connection ends now.
     pub(super) fn may_close(&mut self) {
         self.in_order = true;
+        // Also if the daemon is killed: a reset would take back what has yet to be sent.
+        if socket::unsent(&self.socket) > 0 {
+            self.lift();
+        }
     }
 
-    /// A flow begins: from here on the end of the connection is a reset.
-    pub(super) fn begin(&mut self) {
+    /// A flow begins: from here on the end of the connection is a reset. On an error it cannot carry one.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        if self.lifted {
+            socket::reset_on_drop(&self.socket)?;
+            self.lifted = false;
+        }
         self.in_order = false;
+        Ok(())
+    }
+
+    /// If it fails, the connection is reset.
+    fn lift(&mut self) {
+        self.lifted = self.lifted || socket::close_cleanly(&self.socket).is_ok();
     }
 
     /// Opens a flow without any of its bytes, and waits until the peer has its program on the line.
@@ -248,12 +265,11 @@ impl Link {
     }
 }
 
-/// To the kernel, the end of the connection is a reset all the time: it need not be told of each flow.
+/// To the kernel, the end of the connection is a reset while it waits, too: it need not be told of each flow.
 impl Drop for Link {
     fn drop(&mut self) {
         if self.in_order {
-            // If it fails, it is reset.
-            let _ = socket::close_cleanly(&self.socket);
+            self.lift();
         }
     }
 }

@@ -83,12 +83,11 @@ impl Pool {
             self.count.fetch_sub(1, Relaxed);
             // Out of the lock: it may ask the kernel, and open what has come.
             match if self.is_good(&idle.link) { idle.link.is_free() } else { Some(false) } {
-                Some(true) => {
-                    idle.link.begin();
+                Some(true) if idle.link.begin().is_ok() => {
                     found = Some(idle.link);
                     break;
                 }
-                Some(false) => {}
+                Some(_) => {}
                 // Its peer has not said the last word yet.
                 None => later.push(idle),
             }

@@ -95,8 +95,10 @@ pub(super) fn close_cleanly(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(None)
 }
 
-/// `SIOCATMARK` of x86-64 and AArch64 (asm-generic/sockios.h); the libc crate has none for Linux.
+/// `SIOCATMARK` of x86-64 and AArch64 (asm-generic/sockios.h), and `SIOCOUTQNSD` (linux/sockios.h); the libc crate has
+/// neither for Linux.
 const AT_MARK: libc::Ioctl = 0x8905;
+const OUT_NOT_SENT: libc::Ioctl = 0x894b;
 
 /// Whether the next byte is an urgent one, before which a read stops, whatever is behind it.
 fn is_at_mark(stream: &TcpStream) -> bool {
@@ -114,9 +116,19 @@ pub(super) fn is_silent(stream: &TcpStream) -> bool {
 
 /// How much of what was written the other host has not acknowledged.
 pub(super) fn unacknowledged(stream: &TcpStream) -> usize {
+    // Also called SIOCOUTQ.
+    queued(stream, libc::TIOCOUTQ)
+}
+
+/// How much of what was written has not been sent.
+pub(super) fn unsent(stream: &TcpStream) -> usize {
+    queued(stream, OUT_NOT_SENT)
+}
+
+fn queued(stream: &TcpStream, which: libc::Ioctl) -> usize {
     let mut count: libc::c_int = 0;
-    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one `int` to the pointer, which is to a live one.
-    let asked = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    // SAFETY: both requests write one `int` to the pointer, which is to a live one.
+    let asked = unsafe { libc::ioctl(stream.as_raw_fd(), which, &raw mut count) };
     if asked < 0 { 0 } else { usize::try_from(count).unwrap_or_default() }
 }
 
@@ -219,7 +231,8 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_takes_its_time_is_waited_for_and_one_that_is_not_there_is_not() {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        // An address of its own: nobody else's listener may come to the port that is closed below.
+        listener.bind(&SocketAddr::from(([127, 0, 0, 77], 0)).into()).unwrap();
         // One connection has room to wait for accept(2); the SYN of the next is dropped, and sent again.
         listener.listen(0).unwrap();
         let at = listener.local_addr().unwrap().as_socket().unwrap();

@@ -195,9 +195,10 @@ impl Place {
 
     fn prepare(&self, access: &ApiAccess, kind: &str, service: &str) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        Governed::find("/")
-            .and_then(|all| all.make(&self.cgroup.to_string_lossy()))
-            .map_err(io::Error::other)?;
+        let all = Governed::find("/").map_err(io::Error::other)?;
+        let make = || all.make(&self.cgroup.to_string_lossy());
+        // Another one that ends may remove the cgroup around all of them in between.
+        make().or_else(|_| make()).map_err(io::Error::other)?;
         let token = match &access.token {
             None => None,
             Some(token) => {
@@ -276,9 +277,9 @@ impl Place {
         }
         if let Some(dir) = self.cgroup_dir() {
             remove_cgroups(&dir);
-            // The one around all of them, if this was the last.
-            let _ = dir.parent().map(fs::remove_dir);
         }
+        // The one around all of them, if this was the last.
+        let _ = Governed::find(CGROUP).map(|around| fs::remove_dir(around.path()));
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_dir(RUN);
     }

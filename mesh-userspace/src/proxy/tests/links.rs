@@ -1,6 +1,6 @@
 //! Connections between meshnodes carry one flow after another.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -171,6 +171,40 @@ async fn stuck(world: &World) -> TcpStream {
     eventually("the caller's side has ended", || world.a.flows().live() == 0).await;
     assert_eq!(world.b.flows().live(), 1);
     server
+}
+
+/// What becomes of the ends of the connections to `mesh` here when they are closed by whoever it is: `None` is in order.
+fn lingers(mesh: SocketAddr) -> Vec<Option<Duration>> {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let theirs = numbers.filter_map(|fd| {
+        // SAFETY: it is used at once; one that was closed meanwhile, or is another by now, answers otherwise.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        let socket = socket2::SockRef::from(&fd);
+        let peer = socket.peer_addr().ok()?.as_socket()?;
+        (peer == mesh).then(|| socket.linger().ok()).flatten()
+    });
+    theirs.collect()
+}
+
+/// The kernel closes the sockets of a daemon that is killed.
+#[tokio::test]
+async fn a_waiting_connection_ends_with_a_reset_unless_the_kernel_has_yet_to_send_what_a_flow_left_there() {
+    let world = World::start().await;
+    exchange(&world, b"first").await;
+    pooled(&world, 1).await;
+    assert_eq!(lingers(world.mesh_port), [Some(Duration::ZERO)], "nothing is told of each flow");
+    let mut server = stuck(&world).await;
+    eventually("its end is in order", || lingers(world.mesh_port) == [None]).await;
+    assert_eq!(read_to_end(&mut server).await, (vec![1; STUCK], false));
+    eventually("both ended", || world.b.flows().ended_flows().len() == 2).await;
+    // The next flow on it is reset again if it is cut.
+    let (client, mut server) = world.flow().await;
+    assert_eq!(lingers(world.mesh_port), [Some(Duration::ZERO)]);
+    assert_eq!(ports(&world).len(), 1);
+    reset(client);
+    assert!(read_to_end(&mut server).await.1);
+    world.idle().await;
 }
 
 #[tokio::test]
