@@ -21,7 +21,7 @@ use rustls::{
 };
 
 use super::{
-    PeerError, provider,
+    PeerError, has_aes, provider,
     verify::{ClientOfMesh, ServerIs, TrustBundle},
 };
 use crate::{
@@ -237,6 +237,8 @@ fn server_config(leaf: &Arc<Leaf>, bundle: &Arc<TrustBundle>) -> Result<ServerCo
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.key.clone())));
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // Of two hosts, the one for which AES is dear decides.
+    config.ignore_client_order = !has_aes();
     config.enable_secret_extraction = true;
     Ok(config)
 }
