@@ -188,6 +188,11 @@ static void say(int fd, const char *words) {
     }
 }
 
+/* ENOTCONN: it was reset meanwhile, which is what reading says. */
+static void end(int fd) {
+    if (shutdown(fd, SHUT_WR) < 0 && errno != ENOTCONN) failed("shutdown");
+}
+
 static size_t hear(int fd, char *room, size_t size, size_t enough) {
     size_t heard = 0;
     while (heard < enough) {
@@ -207,7 +212,7 @@ static void converse(int fd, int sent_already) {
     check(fcntl(fd, F_SETFL, 0), "fcntl");
     const char *there = end_of(fd, getpeername, peer), *here = end_of(fd, getsockname, local);
     if (!sent_already) say(fd, words);
-    check(shutdown(fd, SHUT_WR), "shutdown");
+    end(fd);
     hear(fd, heard, sizeof heard, sizeof heard - 1);
     printf("{\"way\": \"%s\", \"ok\": true, \"peer\": \"%s\", \"local\": \"%s\", \"received\": \"%s\"%s}\n", way, there,
            here, heard, besides);
@@ -262,7 +267,7 @@ static void by_epoll(unsigned edge) {
             there = end_of(fd, getpeername, peer);
             here = end_of(fd, getsockname, local);
             say(fd, words);
-            check(shutdown(fd, SHUT_WR), "shutdown");
+            end(fd);
             sent = 1;
             if (!edge) {
                 event.events = EPOLLIN;

@@ -1,7 +1,7 @@
 //! One connection, with everything that can be told of it.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -91,7 +91,11 @@ fn converse(stream: &mut TcpStream, options: &Options, received: &mut Vec<u8>) -
     stream.set_read_timeout(Some(options.wait))?;
     stream.write_all(options.send.as_bytes())?;
     if options.half_close {
-        stream.shutdown(Shutdown::Write)?;
+        match stream.shutdown(Shutdown::Write) {
+            // It was reset meanwhile, which is what reading says.
+            Err(error) if error.kind() == ErrorKind::NotConnected => {}
+            result => result?,
+        }
     }
     if options.reset {
         socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?;
