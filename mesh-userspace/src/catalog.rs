@@ -62,6 +62,27 @@ fn one() -> u32 {
     1
 }
 
+#[cfg(test)]
+impl Instance {
+    /// A healthy one of a meshnode.
+    pub(crate) fn testing(service: &str, node: &str, address: &str) -> Self {
+        Self {
+            service: service.parse().unwrap(),
+            id: service.to_owned(),
+            node: node.to_owned(),
+            datacenter: "dc1".to_owned(),
+            namespace: "default".to_owned(),
+            address: address.parse().unwrap(),
+            mesh: "10.0.0.2:21000".parse().unwrap(),
+            health: InstanceHealth::Passing,
+            weight: 1,
+            meshnode: true,
+            tags: Vec::new(),
+            node_address: None,
+        }
+    }
+}
+
 /// An instance and what this host's proxy found with it.
 #[derive(Clone, Debug)]
 pub struct Placed {
@@ -175,30 +196,13 @@ fn is_same(a: &Instance, b: &Instance) -> bool {
 mod tests {
     use super::*;
 
-    fn instance(service: &str, node: &str, address: &str) -> Instance {
-        Instance {
-            service: service.parse().unwrap(),
-            id: service.to_owned(),
-            node: node.to_owned(),
-            datacenter: "dc1".to_owned(),
-            namespace: "default".to_owned(),
-            address: address.parse().unwrap(),
-            mesh: "10.0.0.2:21000".parse().unwrap(),
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: true,
-            tags: Vec::new(),
-            node_address: None,
-        }
-    }
-
     #[test]
     fn an_instance_with_two_addresses_is_one_of_its_service() {
         let all = [
-            instance("db", "a", "10.0.0.2:5432"),
-            instance("db", "b", "10.0.0.3:5432"),
-            instance("db", "a", "[fd00::2]:5432"),
-            instance("web", "a", "10.0.0.2:80"),
+            Instance::testing("db", "a", "10.0.0.2:5432"),
+            Instance::testing("db", "b", "10.0.0.3:5432"),
+            Instance::testing("db", "a", "[fd00::2]:5432"),
+            Instance::testing("web", "a", "10.0.0.2:80"),
         ];
         let catalog = Catalog::new(all, "a");
         let db = catalog.instances_of(&"db".parse().unwrap());
@@ -216,10 +220,11 @@ mod tests {
 
     #[test]
     fn what_was_found_with_an_instance_outlives_a_change_of_the_catalog() {
-        let before = Catalog::new([instance("db", "a", "10.0.0.2:5432")], "");
+        let before = Catalog::new([Instance::testing("db", "a", "10.0.0.2:5432")], "");
         before.placed_at("10.0.0.2:5432".parse().unwrap()).unwrap().load.failed(0);
-        let ill = Instance { health: InstanceHealth::Critical, ..instance("db", "a", "10.0.0.2:5432") };
-        let after = Catalog::after(&before, [ill, instance("db", "b", "10.0.0.3:5432")], "");
+        let ill =
+            Instance { health: InstanceHealth::Critical, ..Instance::testing("db", "a", "10.0.0.2:5432") };
+        let after = Catalog::after(&before, [ill, Instance::testing("db", "b", "10.0.0.3:5432")], "");
         let shunned = after.instances_of(&"db".parse().unwrap()).iter().map(|p| p.load.is_shunned(1));
         assert_eq!(shunned.collect::<Vec<_>>(), [true, false]);
     }

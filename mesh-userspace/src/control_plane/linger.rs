@@ -63,23 +63,6 @@ impl Lingering {
 mod tests {
     use super::*;
 
-    fn instance(service: &str, node: &str, address: &str) -> Instance {
-        Instance {
-            service: service.parse().unwrap(),
-            id: service.to_owned(),
-            node: node.to_owned(),
-            datacenter: "dc1".to_owned(),
-            namespace: "default".to_owned(),
-            address: address.parse().unwrap(),
-            mesh: "10.0.0.2:21000".parse().unwrap(),
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: true,
-            tags: Vec::new(),
-            node_address: None,
-        }
-    }
-
     fn gone(instance: &Instance) -> [Instance; 1] {
         [Instance { health: InstanceHealth::Gone, ..instance.clone() }]
     }
@@ -87,7 +70,7 @@ mod tests {
     #[test]
     fn instance_that_left_is_served_for_ten_minutes() {
         let (mut all, start) = (Lingering::default(), Instant::now());
-        let db = instance("db", "b", "10.0.0.2:5432");
+        let db = Instance::testing("db", "b", "10.0.0.2:5432");
         assert_eq!(all.with(vec![db.clone()], "a", LINGER, start).len(), 1);
         assert_eq!(all.until(), None);
         let soon = start + Duration::from_secs(1);
@@ -101,7 +84,7 @@ mod tests {
     #[test]
     fn instance_that_comes_back_starts_anew() {
         let (mut all, start) = (Lingering::default(), Instant::now());
-        let db = instance("db", "b", "10.0.0.2:5432");
+        let db = Instance::testing("db", "b", "10.0.0.2:5432");
         all.with(vec![db.clone()], "a", LINGER, start);
         all.with(vec![], "a", LINGER, start);
         assert_eq!(all.with(vec![db.clone()], "a", LINGER, start + LINGER / 2), std::slice::from_ref(&db));
@@ -111,15 +94,15 @@ mod tests {
     #[test]
     fn address_that_another_instance_claims_is_that_ones() {
         let (mut all, now) = (Lingering::default(), Instant::now());
-        all.with(vec![instance("db", "b", "10.0.0.2:5432")], "a", LINGER, now);
-        let other = instance("cache", "c", "10.0.0.2:5432");
+        all.with(vec![Instance::testing("db", "b", "10.0.0.2:5432")], "a", LINGER, now);
+        let other = Instance::testing("cache", "c", "10.0.0.2:5432");
         assert_eq!(all.with(vec![other.clone()], "a", LINGER, now), [other]);
     }
 
     #[test]
     fn services_of_this_host_do_not_linger() {
         let (mut all, now) = (Lingering::default(), Instant::now());
-        all.with(vec![instance("db", "a", "10.0.0.1:5432")], "a", LINGER, now);
+        all.with(vec![Instance::testing("db", "a", "10.0.0.1:5432")], "a", LINGER, now);
         assert_eq!(all.with(vec![], "a", LINGER, now), []);
     }
 }

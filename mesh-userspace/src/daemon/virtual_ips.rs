@@ -89,20 +89,7 @@ mod tests {
     use crate::catalog::{Catalog, Instance, StoredVirtualIps, VirtualIps};
 
     fn instance(service: &str) -> Instance {
-        Instance {
-            service: service.parse().unwrap(),
-            id: service.to_owned(),
-            node: "a".to_owned(),
-            datacenter: "dc1".to_owned(),
-            namespace: "default".to_owned(),
-            address: "10.0.0.2:5432".parse().unwrap(),
-            mesh: "10.0.0.2:21000".parse().unwrap(),
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: true,
-            tags: Vec::new(),
-            node_address: None,
-        }
+        Instance::testing(service, "a", "10.0.0.2:5432")
     }
 
     /// What is listed in a mesh of `instances` in which each of `names` has an address.

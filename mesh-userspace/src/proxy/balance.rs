@@ -71,20 +71,7 @@ mod tests {
     use crate::catalog::{Instance, Load};
 
     fn placed(node: &str) -> Placed {
-        let instance = Instance {
-            service: "db".parse().unwrap(),
-            id: "db".to_owned(),
-            node: node.to_owned(),
-            datacenter: "dc1".to_owned(),
-            namespace: "default".to_owned(),
-            address: "10.0.0.2:5432".parse().unwrap(),
-            mesh: "10.0.0.2:21000".parse().unwrap(),
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: true,
-            tags: Vec::new(),
-            node_address: None,
-        };
+        let instance = Instance::testing("db", node, "10.0.0.2:5432");
         Placed { instance: Arc::new(instance), load: Arc::new(Load::default()), own: false }
     }
 

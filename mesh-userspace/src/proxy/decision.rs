@@ -148,27 +148,14 @@ mod tests {
     use super::*;
     use crate::{
         allocations,
-        catalog::{Catalog, Instance, InstanceHealth, VirtualIps},
+        catalog::{Catalog, Instance, VirtualIps},
         config::Config,
         tls::test_pki::Ca,
     };
 
     fn mesh() -> Mesh {
         let ca = Ca::new("td.consul");
-        let instance = Instance {
-            service: "db".parse().unwrap(),
-            id: "db".to_owned(),
-            node: "b".to_owned(),
-            datacenter: "dc1".to_owned(),
-            namespace: "default".to_owned(),
-            address: "10.0.0.2:5432".parse().unwrap(),
-            mesh: "10.0.0.2:21000".parse().unwrap(),
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: true,
-            tags: Vec::new(),
-            node_address: None,
-        };
+        let instance = Instance::testing("db", "b", "10.0.0.2:5432");
         let allow = Intention {
             id: String::new(),
             source: "web".parse().unwrap(),

@@ -265,26 +265,11 @@ fn retain<K: Clone + Eq + Hash, V>(map: &ArcSwap<HashMap<K, Arc<V>>>, keep: &imp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        catalog::InstanceHealth,
-        tls::test_pki::{Ca, LeafSpec},
-    };
+    use crate::tls::test_pki::{Ca, LeafSpec};
 
     fn instance(service: &str, datacenter: &str) -> Instance {
-        Instance {
-            service: service.parse().unwrap(),
-            id: service.to_owned(),
-            node: "host".to_owned(),
-            datacenter: datacenter.to_owned(),
-            namespace: "default".to_owned(),
-            address: "10.0.0.2:1".parse().unwrap(),
-            mesh: "10.0.0.2:2".parse().unwrap(),
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: true,
-            tags: Vec::new(),
-            node_address: None,
-        }
+        let datacenter = datacenter.to_owned();
+        Instance { datacenter, ..Instance::testing(service, "host", "10.0.0.2:1") }
     }
 
     #[test]

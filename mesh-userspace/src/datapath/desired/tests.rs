@@ -13,23 +13,6 @@ fn name(text: &str) -> ServiceName {
     text.parse().unwrap()
 }
 
-fn instance(service: &str, node: &str, address: &str) -> Instance {
-    Instance {
-        service: name(service),
-        id: service.into(),
-        node: node.into(),
-        datacenter: "dc1".into(),
-        namespace: "default".into(),
-        address: address.parse().unwrap(),
-        mesh: "10.0.0.2:21000".parse().unwrap(),
-        health: InstanceHealth::Passing,
-        weight: 1,
-        meshnode: true,
-        tags: Vec::new(),
-        node_address: None,
-    }
-}
-
 fn build(mesh: &Mesh, names: &mut Names) -> Desired {
     build_after(mesh, names, &mut Seen::nothing())
 }
@@ -82,7 +65,7 @@ fn mesh(action: Action) -> Mesh {
     };
     Mesh {
         catalog: Some(Arc::new(Catalog::new(
-            [instance("db", "b", "10.0.0.2:5432"), instance("web", "a", "10.0.0.1:80")],
+            [Instance::testing("db", "b", "10.0.0.2:5432"), Instance::testing("web", "a", "10.0.0.1:80")],
             "a",
         ))),
         intentions: Some(Arc::new(Intentions::new([intention], Action::Deny))),
@@ -183,7 +166,7 @@ fn a_virtual_ip_is_served_by_what_is_not_critical_and_first_by_this_host() {
 
     let ill = |service, node, address| Instance {
         health: InstanceHealth::Critical,
-        ..instance(service, node, address)
+        ..Instance::testing(service, node, address)
     };
     let all = [ill("db", "b", "10.0.0.2:5432"), ill("web", "a", "10.0.0.1:80")];
     mesh.catalog = Some(Arc::new(Catalog::new(all, "a")));

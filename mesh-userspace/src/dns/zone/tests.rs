@@ -13,18 +13,10 @@ use crate::{
 
 fn instance(service: &str, n: u8, port: u16, health: InstanceHealth) -> Instance {
     Instance {
-        service: service.parse().unwrap(),
         id: format!("{service}-{n}"),
-        node: format!("node-{n}"),
-        datacenter: "dc1".into(),
-        namespace: "default".into(),
-        address: SocketAddr::from(([10, 77, 0, n], port)),
         mesh: SocketAddr::from(([10, 77, 0, n], 21000)),
         health,
-        weight: 1,
-        meshnode: true,
-        tags: Vec::new(),
-        node_address: None,
+        ..Instance::testing(service, &format!("node-{n}"), &format!("10.77.0.{n}:{port}"))
     }
 }
 

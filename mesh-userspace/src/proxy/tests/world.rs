@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    catalog::{Catalog, Instance, InstanceHealth},
+    catalog::{Catalog, Instance},
     identity::Leaf,
     intention::{Action, Intention, Intentions},
     proxy::{self, CapturedFlow, CapturedFlows, InboundService, ProxyHandle, ProxySettings, Threads},
@@ -144,20 +144,8 @@ impl World {
 
     /// Makes `mesh` the mesh port of the instance of `db` that `web` dials.
     pub(super) fn set_instance(&self, mesh: SocketAddr) {
-        let instance = Instance {
-            service: "db".parse().unwrap(),
-            id: "db-1".to_owned(),
-            node: "b".to_owned(),
-            datacenter: "dc1".to_owned(),
-            namespace: "default".to_owned(),
-            address: DB.parse().unwrap(),
-            mesh,
-            health: InstanceHealth::Passing,
-            weight: 1,
-            meshnode: mesh == self.mesh_port,
-            tags: Vec::new(),
-            node_address: None,
-        };
+        let meshnode = mesh == self.mesh_port;
+        let instance = Instance { id: "db-1".to_owned(), mesh, meshnode, ..Instance::testing("db", "b", DB) };
         self.edit_a(|mesh| mesh.catalog = Some(Arc::new(Catalog::new([instance.clone()], ""))));
     }
 

@@ -19,7 +19,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::*;
 use crate::{
-    catalog::{Instance, InstanceHealth},
+    catalog::Instance,
     tls::{
         TlsConfigs, handshake, provider,
         record::MOST,
@@ -41,20 +41,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
 /// A client of this side at a server of rustls' own.
 async fn at_server(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, server::TlsStream<TcpStream>) {
     let (configs, leaf, roots) = (TlsConfigs::default(), ca.leaf("web"), ca.roots());
-    let instance = Instance {
-        service: "db".parse().unwrap(),
-        id: "db".to_owned(),
-        node: "b".to_owned(),
-        datacenter: "dc1".to_owned(),
-        namespace: "default".to_owned(),
-        address: "10.0.0.2:1".parse().unwrap(),
-        mesh: "10.0.0.2:2".parse().unwrap(),
-        health: InstanceHealth::Passing,
-        weight: 1,
-        meshnode: false,
-        tags: Vec::new(),
-        node_address: None,
-    };
+    let instance = Instance { meshnode: false, ..Instance::testing("db", "b", "10.0.0.2:1") };
     let made = configs.client(&leaf, &roots, &instance).unwrap();
     let config = ServerConfig::builder_with_provider(only(suite))
         .with_protocol_versions(&[&TLS13, &TLS12])
