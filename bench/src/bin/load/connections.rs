@@ -2,9 +2,10 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
+    iter,
     net::{SocketAddr, TcpStream},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -133,7 +134,7 @@ impl Tls {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(ChainOnly(chain)));
+            .with_custom_certificate_verifier(Arc::new(ChainOnly { chain, verified: OnceLock::new() }));
         let mut config = if anonymous {
             builder.with_no_client_auth()
         } else {
@@ -155,9 +156,13 @@ impl Tls {
     }
 }
 
-/// Verifies everything but the name: leafs of a mesh have none.
+/// Verifies everything but the name: leafs of a mesh have none. The chain that it verified first it does not verify again: the
+/// proxy is what is measured, on the same cores. That the proxy has the key is proved each time.
 #[derive(Debug)]
-struct ChainOnly(Arc<WebPkiServerVerifier>);
+struct ChainOnly {
+    chain: Arc<WebPkiServerVerifier>,
+    verified: OnceLock<Vec<CertificateDer<'static>>>,
+}
 
 impl ServerCertVerifier for ChainOnly {
     fn verify_server_cert(
@@ -169,13 +174,18 @@ impl ServerCertVerifier for ChainOnly {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
-        match self.0.verify_server_cert(leaf, intermediates, name, ocsp, now) {
-            // rustls looks at the name last, after chain, validity and usage.
-            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
-                Ok(ServerCertVerified::assertion())
-            }
-            other => other,
+        let chain = || iter::once(leaf).chain(intermediates);
+        if self.verified.get().is_some_and(|verified| chain().eq(verified)) {
+            return Ok(ServerCertVerified::assertion());
         }
+        match self.chain.verify_server_cert(leaf, intermediates, name, ocsp, now) {
+            // rustls looks at the name last, after chain, validity and usage.
+            Ok(_)
+            | Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        self.verified.get_or_init(|| chain().map(|one| one.clone().into_owned()).collect());
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -184,7 +194,7 @@ impl ServerCertVerifier for ChainOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.chain.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -193,10 +203,10 @@ impl ServerCertVerifier for ChainOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.chain.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.chain.supported_verify_schemes()
     }
 }
