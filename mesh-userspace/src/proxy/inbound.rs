@@ -141,12 +141,15 @@ pub(super) async fn serve(
     };
     let mut to = target.load_full();
     let mut flow = open(&to);
-    let authenticated = tokio::select! {
-        biased;
-        reason = flow.was_cut() => Err(reason),
-        caller = authenticate(&shared, &to, mesh) => caller,
-    };
-    let mut caller = match authenticated {
+    // On the heap while it lasts, and so are others below: a flow has the room of the largest of what it ever waits for.
+    let authenticated = Box::pin(async {
+        tokio::select! {
+            biased;
+            reason = flow.was_cut() => Err(reason),
+            caller = authenticate(&shared, &to, mesh) => caller,
+        }
+    });
+    let mut caller = match authenticated.await {
         Ok(caller) => caller,
         Err(reason) => return shared.end(flow, Err(reason)),
     };
@@ -186,7 +189,7 @@ pub(super) async fn serve(
 
 /// An authenticated peer.
 struct Caller {
-    link: Link,
+    link: Box<Link>,
     id: SpiffeId,
     chain: Chain,
     /// What the chain was verified against, and when.
@@ -262,7 +265,6 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
     let copied = async {
         match tls {
             None => copy::copy(&program, &mut caller.link, flow, start).await,
-            // On the heap: few flows are so, and all have the room of the largest.
             Some(tls) => {
                 let secured = Secured::new(&program, *tls)?;
                 Box::pin(copy::copy(secured, &mut caller.link, flow, start)).await
@@ -325,7 +327,7 @@ async fn dial(shared: &Shared, target: &Target, flow: &Flow) -> Result<Dialled, 
             outcome?
         }
         Program::External(external) => {
-            let (reached, tls) = dial_external(shared, external, flow).await?;
+            let (reached, tls) = Box::pin(dial_external(shared, external, flow)).await?;
             socket::prepare(SockRef::from(&reached.stream), shared.settings.keepalive)
                 .map_err(|e| Reason::ProgramUnreachable(e.kind()))?;
             return Ok((reached, tls));

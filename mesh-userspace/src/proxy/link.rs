@@ -107,7 +107,8 @@ pub(super) struct Beginning {
 }
 
 impl Link {
-    pub(super) fn new(socket: TcpStream, mut tls: Session) -> Result<Self, Reason> {
+    /// On the heap: it goes from hand to hand, and each of them would have room for it.
+    pub(super) fn new(socket: TcpStream, mut tls: Session) -> Result<Box<Self>, Reason> {
         let ahead = std::mem::take(&mut tls.ahead);
         let mut received = None;
         if !ahead.is_empty() {
@@ -119,7 +120,7 @@ impl Link {
             received = Some(buffer.fitted());
         }
         let made = Instant::now();
-        Ok(Self {
+        Ok(Box::new(Self {
             socket,
             tls,
             received,
@@ -129,7 +130,7 @@ impl Link {
             settled: true,
             in_order: false,
             lifted: false,
-        })
+        }))
     }
 
     /// Whether the next flow may begin: the last one has ended at the server too, and nothing else has come, the end of the

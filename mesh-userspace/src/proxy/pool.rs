@@ -59,7 +59,7 @@ pub(super) struct Pool {
 type Key = (usize, SocketAddr, usize);
 
 struct Idle {
-    link: Link,
+    link: Box<Link>,
     /// Keeps the configuration's address its own.
     client: Arc<Client>,
 }
@@ -75,7 +75,7 @@ impl Pool {
     }
 
     /// Returns the link that waited the shortest of those whose other end is there and has done with the flow before.
-    pub(super) fn take(&self, client: &Arc<Client>, mesh: SocketAddr) -> Option<Link> {
+    pub(super) fn take(&self, client: &Arc<Client>, mesh: SocketAddr) -> Option<Box<Link>> {
         let key = key(client, mesh);
         let (mut found, mut later) = (None, Vec::new());
         for _ in 0..LOOKS {
@@ -100,7 +100,7 @@ impl Pool {
     }
 
     /// Lets `link`, which [may close](Link::may_close), wait for its next flow, or closes it where enough wait already.
-    pub(super) fn put(&self, client: Arc<Client>, mesh: SocketAddr, mut link: Link) {
+    pub(super) fn put(&self, client: Arc<Client>, mesh: SocketAddr, mut link: Box<Link>) {
         link.used = Instant::now();
         if self.len() >= self.settings.most || !self.is_good(&link) {
             return;

@@ -69,7 +69,7 @@ pub(crate) async fn connect_local(socket: Socket, program: SocketAddr) -> io::Re
     let under_way = is_under_way(socket.connect(&program))? && is_under_way(socket.connect(&program))?;
     let stream = TcpStream::from_std(socket.into())?;
     if under_way {
-        stream.writable().await?;
+        Box::pin(stream.writable()).await?;
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }

@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A link that may carry the program's bytes.
 pub(super) struct Upstream {
-    pub(super) link: Link,
+    pub(super) link: Box<Link>,
     /// What the first record is, if the flow is not opened yet.
     pub(super) word: Option<Word>,
     /// The link waited, and its peer was not asked whether it is there.
@@ -124,27 +124,30 @@ async fn attempt(
     _load: Entered,
 ) -> Result<Upstream, Reason> {
     let client = shared.tls.client(&identity.leaf, &identity.roots, instance).map_err(Reason::Config)?;
-    let open = |mut link: Link, late: Reason| async move {
-        timeout(shared.settings.handshake_timeout, link.open()).await.unwrap_or(Err(late)).map(|()| link)
+    let open = async |link: &mut Link, late: Reason| {
+        timeout(shared.settings.handshake_timeout, link.open()).await.unwrap_or(Err(late))
     };
-    while let Some(link) = shared.pool.take(&client, instance.mesh) {
+    while let Some(mut link) = shared.pool.take(&client, instance.mesh) {
         if !say && link.used.elapsed() < QUIET {
             return Ok(Upstream { link, word: Some(Word::Open), untried: true, client, _load });
         }
-        match open(link, Reason::ConnectTimeout).await {
-            Ok(link) => return Ok(Upstream { link, word: None, untried: false, client, _load }),
+        match open(&mut link, Reason::ConnectTimeout).await {
+            Ok(()) => return Ok(Upstream { link, word: None, untried: false, client, _load }),
             // It had gone; nothing was lost with it.
             Err(Reason::PeerReset(_)) => {}
             Err(other) => return Err(other),
         }
     }
-    let link = connect_anew(shared, &client, instance).await?;
-    let link = if say && link.tls.is_meshnode { open(link, Reason::NotReady).await? } else { link };
+    // On the heap while it lasts: a flow has the room of the largest of what it ever waits for.
+    let mut link = Box::pin(connect_anew(shared, &client, instance)).await?;
+    if say && link.tls.is_meshnode {
+        open(&mut link, Reason::NotReady).await?;
+    }
     let word = (!say && link.tls.is_meshnode).then_some(Word::Open);
     Ok(Upstream { link, word, untried: false, client, _load })
 }
 
-async fn connect_anew(shared: &Shared, client: &Client, instance: &Instance) -> Result<Link, Reason> {
+async fn connect_anew(shared: &Shared, client: &Client, instance: &Instance) -> Result<Box<Link>, Reason> {
     let mesh = dial(shared, instance).await?;
     let config = if instance.meshnode { &client.meshnode } else { &client.config };
     // The name is for gateways to route by; the verifier compares SPIFFE IDs.
