@@ -26,7 +26,7 @@ pub use peer_error::{PeerError, refusal};
 pub use session::{Broken, Opened, Session};
 #[cfg(test)]
 pub(crate) use verify::testing_verify;
-pub use verify::{peer_id, spiffe_id};
+pub use verify::{Chain, Peer, spiffe_id};
 
 /// Returns the one crypto provider of the process: aws-lc-rs, with the cipher suites in the order that this host prefers.
 pub fn provider() -> Arc<CryptoProvider> {

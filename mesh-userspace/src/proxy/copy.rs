@@ -58,12 +58,12 @@ pub(super) struct Start {
 
 /// Copies until both directions are closed, or until the first error, which the caller passes on as a reset. Between
 /// meshnodes the link may then carry the next flow.
-pub(super) async fn copy<'a>(
-    program: impl Endpoint<'a>,
+pub(super) fn copy<'a>(
+    program: impl Endpoint<'a> + Send,
     link: &'a mut Link,
     flow: &'a Flow,
     start: Start,
-) -> Result<(), Reason> {
+) -> impl Future<Output = Result<(), Reason>> + Send {
     let Link { socket: mesh, tls, received, settled, pace, .. } = link;
     let meshnode = tls.is_meshnode;
     *settled = false;
@@ -92,7 +92,8 @@ pub(super) async fn copy<'a>(
     if let Some(first) = start.first {
         copy.deliver_first(first);
     }
-    std::future::poll_fn(|cx| copy.poll(cx)).await
+    // Not `async`: that would have room for the arguments, too.
+    std::future::poll_fn(move |cx| copy.poll(cx))
 }
 
 struct Copy<'a, E> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -27,11 +27,8 @@ use super::{
     socket,
 };
 use crate::{
-    identity::{Roots, ServiceName, SpiffeId},
-    tls::{
-        self, Accepting, ExternalError, ExternalSession, ExternalTls, PeerError,
-        handshake::{self, Chain},
-    },
+    identity::{Roots, ServiceName},
+    tls::{Accepting, ExternalError, ExternalSession, ExternalTls, Peer, PeerError, handshake},
 };
 
 /// A service that this host takes mTLS for, and its mesh port.
@@ -190,9 +187,8 @@ pub(super) async fn serve(
 /// An authenticated peer.
 struct Caller {
     link: Box<Link>,
-    id: SpiffeId,
-    chain: Chain,
-    /// What the chain was verified against, and when.
+    peer: Arc<Peer>,
+    /// What its chain was verified against, and when.
     roots: Arc<Roots>,
     verified: Instant,
     /// The flow that it has opened; `None`: it has not been waited for yet.
@@ -206,7 +202,7 @@ impl Caller {
     /// Verifies it again where that may have another outcome by now.
     fn verify(&mut self, accepting: &Accepting) -> Result<(), Reason> {
         if !Arc::ptr_eq(&self.roots, accepting.roots()) || self.verified.elapsed() > VERIFIED {
-            accepting.verify(&self.chain).map_err(Reason::Peer)?;
+            self.peer = accepting.verify(&self.peer.chain).map_err(Reason::Peer)?;
             (self.roots, self.verified) = (accepting.roots().clone(), Instant::now());
         }
         Ok(())
@@ -240,7 +236,7 @@ fn refusal(reason: &Reason) -> Option<Refusal> {
 
 async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flow) -> Result<(), Reason> {
     let origin = flow.set_origin(Origin {
-        source: caller.id.service.clone(),
+        source: caller.peer.id.service.clone(),
         destination: target.name.clone(),
         original_dst: None,
         program: String::new(),
@@ -253,7 +249,7 @@ async fn carry(shared: &Shared, target: &Target, caller: &mut Caller, flow: &Flo
     let Beginning { say, first } = caller.next.take().unwrap_or_default();
     caller.verify(&*accepting(shared, target)?)?;
     shared.with_mesh(|mesh| {
-        decision::same_namespace(mesh, &caller.id, &target.name)?;
+        decision::same_namespace(mesh, &caller.peer.id, &target.name)?;
         decision::authorize(mesh, &origin.source, &target.name)
     })?;
     let (Reached { stream: program, gone, .. }, tls) = dial(shared, target, flow).await?;
@@ -306,9 +302,9 @@ async fn authenticate(shared: &Shared, target: &Target, mesh: TcpStream) -> Resu
         .await
         .map_err(|_| Reason::Peer(PeerError::Timeout))?
         .map_err(|e| Reason::Peer(PeerError::from_io(&e)))?;
-    let id = tls::peer_id(&chain).map_err(Reason::Peer)?;
+    let peer = accepting.verify(&chain).map_err(Reason::Peer)?;
     let (roots, verified) = (accepting.roots().clone(), Instant::now());
-    Ok(Caller { link: Link::new(mesh, tls)?, id, chain, roots, verified, next: None })
+    Ok(Caller { link: Link::new(mesh, tls)?, peer, roots, verified, next: None })
 }
 
 /// A connection to what serves it, and the TLS on it where that is outside the mesh.
@@ -370,9 +366,12 @@ async fn connect_external(
     Ok((stream, Some(Box::new(secured.map_err(Reason::ExternalTls)?))))
 }
 
-async fn within<T>(patience: Duration, connecting: impl Future<Output = io::Result<T>>) -> Result<T, Reason> {
-    timeout(patience, connecting)
-        .await
-        .map_err(|_| Reason::ProgramTimeout)?
-        .map_err(|e| Reason::ProgramUnreachable(e.kind()))
+/// Not `async`: that would have room for what it waits for twice.
+fn within<T>(
+    patience: Duration,
+    connecting: impl Future<Output = io::Result<T>>,
+) -> impl Future<Output = Result<T, Reason>> {
+    timeout(patience, connecting).map(|outcome| {
+        outcome.map_err(|_| Reason::ProgramTimeout)?.map_err(|e| Reason::ProgramUnreachable(e.kind()))
+    })
 }

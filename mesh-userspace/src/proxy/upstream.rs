@@ -60,7 +60,7 @@ pub(super) async fn connect(shared: &Shared, route: &Route, flow: &Flow) -> Resu
             let load = placed.load.enter();
             attempt(shared, &route.identity, &placed.instance, false, load).await
         }
-        Targets::AnyOf(instances) => any_of(shared, &route.identity, instances, flow).await,
+        Targets::AnyOf(instances) => Box::pin(any_of(shared, &route.identity, instances, flow)).await,
     }
 }
 

@@ -21,7 +21,7 @@ use rustls::{
 };
 
 use super::{
-    PeerError, has_aes, provider,
+    Peer, PeerError, has_aes, provider,
     verify::{ClientOfMesh, ServerIs, TrustBundle},
 };
 use crate::{
@@ -97,10 +97,10 @@ impl Accepting {
         self.bundle.roots()
     }
 
-    /// Verifies once more a client that was believed before.
-    pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<(), PeerError> {
+    /// Returns the client that has proved to be the owner of `chain`, as it is verified now.
+    pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<Arc<Peer>, PeerError> {
         let (leaf, intermediates) = chain.split_first().ok_or(PeerError::NoClientCertificate)?;
-        self.bundle.client(leaf, intermediates, UnixTime::now()).map(drop)
+        self.bundle.client(leaf, intermediates, UnixTime::now())
     }
 }
 

@@ -5,14 +5,14 @@ use std::{collections::VecDeque, io, sync::Arc};
 use rustls::{
     ClientConfig, Error, ExtractedSecrets,
     client::{ClientConnectionData, UnbufferedClientConnection},
-    pki_types::{CertificateDer, ServerName},
+    pki_types::ServerName,
     server::{Acceptor, ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus},
 };
 use tokio::net::TcpStream;
 
 use super::{
-    Accepting, MESHNODE,
+    Accepting, Chain, MESHNODE,
     record::{ALERT, DATA, HANDSHAKE},
     session::{Core, Session},
 };
@@ -23,9 +23,6 @@ const READ: usize = 4096;
 const MOST_EARLY: usize = 32 * 1024;
 /// The most that a peer may send without getting on.
 const MOST: usize = 128 * 1024;
-
-/// What the peer presented, its leaf first; it was verified.
-pub type Chain = Vec<CertificateDer<'static>>;
 
 /// Connects as a client; `name` is sent as SNI.
 ///

@@ -26,9 +26,14 @@ pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, PeerError
     only_spiffe_id(&parsed)
 }
 
-/// Returns the SPIFFE ID of an authenticated peer.
-pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
-    chain.first().map_or(Err(PeerError::NoClientCertificate), spiffe_id)
+/// What a peer presents, its leaf first.
+pub type Chain = Vec<CertificateDer<'static>>;
+
+/// A peer whose chain was verified. All its connections share it, as long as it is remembered.
+#[derive(Debug)]
+pub struct Peer {
+    pub id: SpiffeId,
+    pub chain: Chain,
 }
 
 fn only_spiffe_id(certificate: &EndEntityCert<'_>) -> Result<SpiffeId, PeerError> {
@@ -73,25 +78,27 @@ impl TrustBundle {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<Arc<SpiffeId>, PeerError> {
+    ) -> Result<Arc<Peer>, PeerError> {
         self.authenticate(leaf, intermediates, now, KeyUsage::client_auth())
     }
 
-    /// Returns the SPIFFE ID of a peer whose chain and validity at `now` are good and who is of this trust domain.
+    /// Returns a peer whose chain and validity at `now` are good and who is of this trust domain.
     fn authenticate(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: KeyUsage,
-    ) -> Result<Arc<SpiffeId>, PeerError> {
-        let chain = Fingerprint::of(leaf, intermediates);
-        if let Some(id) = self.verified.find(&chain, usage, now) {
-            return Ok(id);
+    ) -> Result<Arc<Peer>, PeerError> {
+        let fingerprint = Fingerprint::of(leaf, intermediates);
+        if let Some(peer) = self.verified.find(&fingerprint, usage, now) {
+            return Ok(peer);
         }
-        let id = Arc::new(self.verify(leaf, intermediates, now, usage)?);
-        self.verified.keep(chain, std::iter::once(leaf).chain(intermediates), usage, &id, now);
-        Ok(id)
+        let id = self.verify(leaf, intermediates, now, usage)?;
+        let chain = std::iter::once(leaf).chain(intermediates).map(|one| one.clone().into_owned());
+        let peer = Arc::new(Peer { id, chain: chain.collect() });
+        self.verified.keep(fingerprint, usage, &peer, now);
+        Ok(peer)
     }
 
     fn verify(
@@ -188,8 +195,8 @@ impl ServerCertVerifier for ServerIs {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let found = self.bundle.authenticate(end_entity, intermediates, now, KeyUsage::server_auth())?;
-        if *found != self.expected {
-            let (expected, found) = (self.expected.to_string(), found.to_string());
+        if found.id != self.expected {
+            let (expected, found) = (self.expected.to_string(), found.id.to_string());
             return Err(PeerError::WrongService { expected, found }.into());
         }
         Ok(ServerCertVerified::assertion())
@@ -223,7 +230,7 @@ pub(crate) fn testing_verify(roots: Arc<Roots>, chain: &[CertificateDer<'_>]) ->
     let bundle = TrustBundle::new(roots).expect("a usable root");
     let (leaf, rest) = chain.split_first().expect("a leaf");
     bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::server_auth())?;
-    bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::client_auth()).map(Arc::unwrap_or_clone)
+    bundle.authenticate(leaf, rest, UnixTime::now(), KeyUsage::client_auth()).map(|peer| peer.id.clone())
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! What a message, a flow and a handshake cost: the instructions in user space that callgrind counts, beside figures
-//! that were committed. Other than time, they are the same on a busy machine.
+//! that were committed. Other than time, they are the same on a busy machine. And what an idle flow holds.
 //!
 //! Counted are both proxies and the two programs, which do little, in the profile `dev` (meshnode not optimized, its
 //! dependencies at level 1): a guard against what grows, no statement about speed. What the kernel does is not seen.
@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::world::{World, passes, within};
 use crate::{
+    allocations,
     catalog::{Catalog, Instance},
     proxy::CapturedFlow,
 };
@@ -70,6 +71,31 @@ fn nothing_costs_a_quarter_more_instructions_than_it_did() {
         }
     }
     assert!(dearer.is_empty(), "{}", dearer.join("\n"));
+}
+
+/// What both proxies have on the heap for one flow that is open, was used, and is idle, with the two sockets of its programs in
+/// this test.
+const HELD: usize = 9_240;
+
+#[tokio::test]
+async fn an_idle_flow_holds_no_tenth_more_memory_than_it_did() {
+    const FLOWS: usize = 64;
+    let world = World::start().await;
+    let mut held = Vec::with_capacity(2 * FLOWS);
+    let mut before = 0;
+    // The first ones make what all share, and room in tables.
+    for nth in 0..2 * FLOWS {
+        if nth == FLOWS {
+            before = allocations::live();
+        }
+        let (mut client, mut server) = world.flow().await;
+        passes(&mut client, &mut server, &[1; 128]).await;
+        passes(&mut server, &mut client, &[2; 128]).await;
+        held.push((client, server));
+    }
+    let found = (allocations::live() - before) / FLOWS;
+    eprintln!("an idle flow: {found} bytes, committed are {HELD}");
+    assert!(found < HELD + HELD / 10, "an idle flow holds {found} bytes, {HELD} before");
 }
 
 /// Returns the instructions that callgrind's dump of this number counts.

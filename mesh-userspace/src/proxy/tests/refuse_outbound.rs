@@ -61,7 +61,7 @@ async fn the_instance_that_was_named_gets_the_bytes() {
         let mut got = vec![0; SECRET.len()];
         within(peer.read_exact(&mut got)).await.unwrap();
         assert_eq!(got, SECRET);
-        let caller = crate::tls::peer_id(peer.get_ref().1.peer_certificates().unwrap()).unwrap();
+        let caller = crate::tls::spiffe_id(&peer.get_ref().1.peer_certificates().unwrap()[0]).unwrap();
         assert_eq!(caller.to_string(), "spiffe://td.consul/ns/default/dc/dc1/svc/web");
         assert_eq!(peer.get_ref().1.server_name(), Some("db.default.dc1.internal.td.consul"));
     }

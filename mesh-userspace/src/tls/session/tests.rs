@@ -71,7 +71,7 @@ async fn for_client(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, client::TlsS
     let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
     let (accepted, peer) = tokio::join!(handshake::accept(&accepting, &near), connecting);
     let (session, chain) = accepted.unwrap();
-    assert_eq!(crate::tls::peer_id(&chain).unwrap().service.as_str(), "web");
+    assert_eq!(crate::tls::spiffe_id(&chain[0]).unwrap().service.as_str(), "web");
     (Mine { session, socket: near, received: Vec::new() }, peer.unwrap())
 }
 

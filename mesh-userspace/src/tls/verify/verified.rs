@@ -10,7 +10,7 @@ use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::KeyUsage;
 
-use crate::identity::SpiffeId;
+use super::Peer;
 
 /// A chain has one place, by its hash, and takes it from whoever was there: nothing is searched, nobody waits, and what a
 /// peer with many leafs can do to others is that they are verified as if there were no memory.
@@ -26,9 +26,9 @@ pub(super) struct Verified {
 
 #[derive(Debug)]
 struct Proof {
-    chain: Fingerprint,
+    fingerprint: Fingerprint,
     usage: KeyUsage,
-    id: Arc<SpiffeId>,
+    peer: Arc<Peer>,
     /// When it was verified. A clock that was set back to before that may have left its validity.
     from: UnixTime,
     /// No later than the end of each certificate's validity.
@@ -58,36 +58,35 @@ impl Default for Verified {
 }
 
 impl Verified {
-    /// Returns whose chain it is, if it was verified for `usage` within the last minute and all of it is valid at `now`.
-    pub(super) fn find(&self, chain: &Fingerprint, usage: KeyUsage, now: UnixTime) -> Option<Arc<SpiffeId>> {
-        let found = self.place(chain).load();
+    /// Returns who has the chain, if it was verified for `usage` within the last minute and all of it is valid at `now`.
+    pub(super) fn find(
+        &self,
+        fingerprint: &Fingerprint,
+        usage: KeyUsage,
+        now: UnixTime,
+    ) -> Option<Arc<Peer>> {
+        let found = self.place(fingerprint).load();
         let proof = found.as_ref()?;
-        let holds =
-            proof.chain == *chain && proof.usage == usage && (proof.from..=proof.until).contains(&now);
-        holds.then(|| proof.id.clone())
+        let holds = proof.fingerprint == *fingerprint
+            && proof.usage == usage
+            && (proof.from..=proof.until).contains(&now);
+        holds.then(|| proof.peer.clone())
     }
 
-    /// Remembers that the chain was verified at `now`. One of which the end of validity cannot be read is not.
-    pub(super) fn keep(
-        &self,
-        chain: Fingerprint,
-        certificates: impl IntoIterator<Item = impl AsRef<[u8]>>,
-        usage: KeyUsage,
-        id: &Arc<SpiffeId>,
-        now: UnixTime,
-    ) {
+    /// Remembers that the chain of `peer` was verified at `now`. One of which the end of validity cannot be read is not.
+    pub(super) fn keep(&self, fingerprint: Fingerprint, usage: KeyUsage, peer: &Arc<Peer>, now: UnixTime) {
         let mut until = now.as_secs().saturating_add(LASTS);
-        for certificate in certificates {
-            let Some(end) = not_after(certificate.as_ref()) else { return };
+        for certificate in &peer.chain {
+            let Some(end) = not_after(certificate) else { return };
             until = until.min(end);
         }
         let until = UnixTime::since_unix_epoch(std::time::Duration::from_secs(until));
-        let proof = Proof { chain, usage, id: id.clone(), from: now, until };
-        self.place(&chain).store(Some(Arc::new(proof)));
+        let proof = Proof { fingerprint, usage, peer: peer.clone(), from: now, until };
+        self.place(&fingerprint).store(Some(Arc::new(proof)));
     }
 
-    fn place(&self, chain: &Fingerprint) -> &ArcSwapOption<Proof> {
-        &self.places[usize::from(chain.0[0]) % PLACES]
+    fn place(&self, fingerprint: &Fingerprint) -> &ArcSwapOption<Proof> {
+        &self.places[usize::from(fingerprint.0[0]) % PLACES]
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     identity::Leaf,
     tls::{
-        PeerError,
+        Chain, PeerError,
         test_pki::{Ca, LeafSpec},
         verify::TrustBundle,
     },
@@ -14,8 +14,6 @@ use crate::{
 
 const DOMAIN: &str = "td.consul";
 const CLIENT: KeyUsage = KeyUsage::client_auth();
-
-type Chain = Vec<CertificateDer<'static>>;
 
 fn web() -> LeafSpec {
     LeafSpec::service("web", DOMAIN)
@@ -38,7 +36,7 @@ fn remembers(bundle: &TrustBundle, chain: &[CertificateDer<'_>], usage: KeyUsage
 }
 
 fn verify(bundle: &TrustBundle, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<String, PeerError> {
-    bundle.client(&chain[0], &chain[1..], now).map(|id| id.to_string())
+    bundle.client(&chain[0], &chain[1..], now).map(|peer| peer.id.to_string())
 }
 
 /// Returns a bundle that has verified the chain, at the time that is returned with it.
@@ -160,14 +158,24 @@ fn a_refused_chain_is_not_remembered() {
 fn however_many_chains_there_are_no_more_are_remembered_than_there_are_places() {
     let ca = Ca::new(DOMAIN);
     let (memory, now, real) = (Verified::default(), UnixTime::now(), ca.leaf("web"));
-    let id = Arc::new(real.id.clone());
+    let peer = Arc::new(Peer { id: real.id.clone(), chain: chain(&real, &[]) });
     let print = |n: u32| Fingerprint::of(&CertificateDer::from(n.to_be_bytes().to_vec()), &[]);
     let many = 0..10 * u32::try_from(PLACES).unwrap();
     for n in many.clone() {
-        memory.keep(print(n), &real.key.cert, CLIENT, &id, now);
+        memory.keep(print(n), CLIENT, &peer, now);
         assert!(memory.find(&print(n), CLIENT, now).is_some(), "the last one is always remembered");
     }
     let known = many.filter(|n| memory.find(&print(*n), CLIENT, now).is_some()).count();
     assert!(known <= PLACES, "{known}");
-    assert_eq!(Arc::strong_count(&id), known + 1, "what lost its place is gone");
+    assert_eq!(Arc::strong_count(&peer), known + 1, "what lost its place is gone");
+}
+
+#[test]
+fn all_connections_of_a_peer_share_what_it_presented() {
+    let ca = Ca::new(DOMAIN);
+    let chain = chain(&ca.leaf("web"), &[]);
+    let (bundle, now) = having_verified(&ca, &chain);
+    let again = || bundle.client(&chain[0], &chain[1..], now).unwrap();
+    assert!(Arc::ptr_eq(&again(), &again()));
+    assert_eq!(again().chain, chain);
 }
