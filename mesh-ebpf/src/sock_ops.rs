@@ -8,7 +8,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_ESTABLISHED,
         BPF_TCP_FIN_WAIT1,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_storage_get},
     programs::SockOpsContext,
 };
 use mesh_common::{
@@ -70,6 +70,23 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     let (local, remote) = context::ends(ctx);
+    let cookie = cookie_of(ctx);
+    if is_new(&state)
+        && let Some(entry) = maps::DIRECT.get_ptr_mut(cookie)
+    {
+        // In place: a replaced entry is one more that is allocated and freed. `copy_map_value` copies without the bucket's lock,
+        // so that the daemon may see half of this. `DIRECT_ALLOWED` sends it round again whatever the ends are; ends that are
+        // half written are no socket's (ENOENT), which sends it round again as long as there is an entry.
+        // SAFETY: the entry is this socket's, which the caller holds: nobody else writes it, and it is removed by `closed`, or by
+        // the daemon's sweep, which leaves alone what `is_new`. So its memory is no other entry's meanwhile.
+        unsafe {
+            (*entry).local = local;
+            (*entry).remote = remote;
+            (&raw mut (*entry).state).write_volatile(flow::DIRECT_CONNECTING);
+        }
+        return;
+    }
+    // With TCP_FASTOPEN_CONNECT the SYN may come long after connect(): past the sweep, or in the middle of it.
     let flow = DirectFlow {
         origin: state.origin,
         netns: netns_of(ctx),
@@ -78,10 +95,21 @@ fn connecting(ctx: &SockOpsContext) {
         state: flow::DIRECT_CONNECTING,
         pad: 0,
     };
-    // Also when the entry is gone: with TCP_FASTOPEN_CONNECT the SYN may come long after connect(), past the sweep.
-    if maps::DIRECT.insert(cookie_of(ctx), flow, BPF_ANY.into()).is_err() {
+    if maps::DIRECT.insert(cookie, flow, BPF_ANY.into()).is_err() {
         report::count(Counter::DeniedMapFull);
     }
+}
+
+/// Whether `connect()` was so little ago that the daemon's sweep is far from removing the entry.
+#[inline(always)]
+fn is_new(state: &SocketState) -> bool {
+    now().saturating_sub(state.origin.opened_ns) < flow::STILLBORN_NS / 2
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// `tcp_finish_connect()` calls this before the ACK that lets the listener's `accept()` return.
@@ -96,19 +124,14 @@ fn established(ctx: &SockOpsContext) {
         }
         return;
     };
-    let cookie = cookie_of(ctx);
-    if state.disposition == flow::SOCKET_CAPTURED {
-        let record = FlowRecord { origin: state.origin, cookie };
-        if maps::FLOWS.insert(key, record, BPF_ANY.into()).is_err() {
-            report::count(Counter::FlowLost);
-            emit(ctx, event::EVENT_FLOW_LOST, &state);
-        }
-    } else {
-        if let Some(entry) = maps::DIRECT.get_ptr_mut(cookie) {
-            // SAFETY: as in `connecting`.
-            unsafe { (*entry).state = flow::DIRECT_ESTABLISHED };
-        }
+    if state.disposition == flow::SOCKET_DIRECT {
         emit(ctx, event::EVENT_DIRECT_OPENED, &state);
+        return;
+    }
+    let record = FlowRecord { origin: state.origin, cookie: cookie_of(ctx) };
+    if maps::FLOWS.insert(key, record, BPF_ANY.into()).is_err() {
+        report::count(Counter::FlowLost);
+        emit(ctx, event::EVENT_FLOW_LOST, &state);
     }
 }
 
