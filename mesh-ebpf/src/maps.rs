@@ -11,7 +11,7 @@ use mesh_common::{
     addr::{Addr, Endpoint},
     dns::{DnsAlias, DnsRoute},
     egress::{EgressRules, EgressSubject},
-    event::Event,
+    event::{Event, Opened},
     flow::{DirectFlow, FlowKey, FlowRecord, SocketState},
     map::ListenerKey,
     policy::{
@@ -91,6 +91,10 @@ pub static DNS_ROUTES: HashMap<DnsAlias, DnsRoute, 16384, LAZY> = HashMap::new()
 /// All → daemon.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();
+
+/// `sock_ops` → `sock_ops`.
+#[btf_map]
+pub static OPENED: PerCpuArray<Opened, 1> = PerCpuArray::new();
 
 /// All → daemon. Index: `mesh_common::counter::Counter`.
 #[btf_map]

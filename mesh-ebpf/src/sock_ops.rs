@@ -15,6 +15,7 @@ use mesh_common::{
     counter::Counter,
     event,
     flow::{self, DirectFlow, FlowKey, FlowRecord, SocketState},
+    policy::{POLICY_ALLOW, PolicyKey},
 };
 
 use crate::{context, maps, report};
@@ -125,14 +126,34 @@ fn established(ctx: &SockOpsContext) {
         return;
     };
     if state.disposition == flow::SOCKET_DIRECT {
-        emit(ctx, event::EVENT_DIRECT_OPENED, &state);
+        opened(ctx, &state);
         return;
     }
     let record = FlowRecord { origin: state.origin, cookie: cookie_of(ctx) };
     if maps::FLOWS.insert(key, record, BPF_ANY.into()).is_err() {
         report::count(Counter::FlowLost);
-        emit(ctx, event::EVENT_FLOW_LOST, &state);
+        emit(ctx, event::EVENT_FLOW_LOST, &state, 0);
     }
+}
+
+/// Tells of a direct flow, unless so many were told of just now that the daemon would write no line of it. One that is not
+/// allowed any more is always told of: its `connect()` read the policy just before a change, or was long ago
+/// (TCP_FASTOPEN_CONNECT), and the daemon has looked through `DIRECT` for what to cut before it was there.
+#[inline(always)]
+fn opened(ctx: &SockOpsContext, state: &SocketState) {
+    let key = PolicyKey { source: state.origin.source, destination: state.origin.destination };
+    let mut untold = 0;
+    // SAFETY: the entry is read at once.
+    if unsafe { maps::POLICY.get(key) }.is_some_and(|v| *v == POLICY_ALLOW)
+        && let Some(lately) = maps::OPENED.get_ptr_mut(0)
+    {
+        // SAFETY: it is this processor's own; softirqs that come between each other can miscount by one.
+        match unsafe { (*lately).admit(now()) } {
+            Some(left_out) => untold = left_out,
+            None => return,
+        }
+    }
+    emit(ctx, event::EVENT_DIRECT_OPENED, state, untold);
 }
 
 #[inline(always)]
@@ -140,7 +161,7 @@ fn closed(ctx: &SockOpsContext) {
     let Some(state) = state_of(ctx) else { return };
     if state.disposition == flow::SOCKET_DIRECT {
         let _ = maps::DIRECT.remove(cookie_of(ctx));
-        emit(ctx, event::EVENT_DIRECT_CLOSED, &state);
+        emit(ctx, event::EVENT_DIRECT_CLOSED, &state, 0);
     } else if is_abort(ctx.arg(0)) {
         forget(ctx);
     }
@@ -165,9 +186,10 @@ fn forget(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState) {
+fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState, untold: u32) {
     let (local, _) = context::ends(ctx);
     let mut event = report::blank(kind);
+    event.untold = untold;
     event.source = state.origin.source;
     event.destination = state.origin.destination;
     event.pid = state.origin.pid;
