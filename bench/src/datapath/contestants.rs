@@ -6,12 +6,16 @@ mod envoy;
 mod haproxy;
 mod nginx;
 mod stunnel;
+mod ztunnel;
 
 use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 use mesh_tests::{meshnode, space::tool};
 
-use super::stage::{CALLER, On, PROGRAM, Place, Stage};
+use super::{
+    stage::{CALLER, On, PROGRAM, Place, Stage},
+    wire::AES_128,
+};
 use crate::server::DAEMON_CGROUP;
 
 /// One way from the client to the server.
@@ -33,14 +37,31 @@ pub struct Lane {
     /// The proxies: the client's, the server's.
     pub proxies: Vec<Place>,
     /// Where the server's proxy takes TLS.
-    pub mesh: Option<SocketAddr>,
+    pub mesh: Option<MeshEnd>,
+}
+
+/// The server's proxy, as a TLS client sees it.
+#[derive(Clone, Copy)]
+pub struct MeshEnd {
+    pub at: SocketAddr,
+    /// The number of the cipher suite that it has to take.
+    pub suite: u16,
+    /// Whether `load` can be its client: it believes the stage's certificates, and bytes go through it as they come.
+    pub takes_load: bool,
+}
+
+impl MeshEnd {
+    /// What all do that can be told.
+    fn usual(at: SocketAddr) -> Self {
+        Self { at, suite: AES_128, takes_load: true }
+    }
 }
 
 /// The names of the baselines.
 pub const PLAIN: &str = "plain";
 pub const PLAIN_LOCAL: &str = "plain-local";
 
-pub const ALL: [Contestant; 10] = [
+pub const ALL: [Contestant; 11] = [
     Contestant {
         name: PLAIN,
         against: PLAIN,
@@ -69,7 +90,7 @@ pub const ALL: [Contestant; 10] = [
                 client: Place { on: On::MeshA, cgroup: CALLER },
                 dial: stage.at(On::MeshB, PROGRAM),
                 proxies: [On::MeshA, On::MeshB].map(|on| Place { on, cgroup: DAEMON_CGROUP }).to_vec(),
-                mesh: Some(mesh),
+                mesh: Some(MeshEnd::usual(mesh)),
             }
         },
     },
@@ -89,6 +110,7 @@ pub const ALL: [Contestant; 10] = [
     nginx::CONTESTANT,
     stunnel::CONTESTANT,
     consul::CONTESTANT,
+    ztunnel::CONTESTANT,
 ];
 
 /// Returns the contestant of that name.
@@ -136,7 +158,7 @@ impl Pair {
             client: Place { on: On::A, cgroup: "load" },
             dial: self.dial(),
             proxies: vec![self.client(), self.server()],
-            mesh: Some(stage.at(On::B, self.mesh)),
+            mesh: Some(MeshEnd::usual(stage.at(On::B, self.mesh))),
         }
     }
 

@@ -92,7 +92,7 @@ impl Measure {
     /// Whether a contestant can be measured so.
     pub fn fits(&self, lane: &Lane) -> bool {
         match self.kind {
-            Kind::Handshake => lane.mesh.is_some(),
+            Kind::Handshake => lane.mesh.is_some_and(|mesh| mesh.takes_load),
             // The baselines have no proxies; within one host, none is used.
             Kind::Idle => lane.proxies.len() == 2,
             _ => true,
@@ -103,7 +103,7 @@ impl Measure {
     pub fn run(&self, stage: &Stage, lane: &Lane, pace: Pace) -> Result<Sample> {
         let (client, to, proxies) = match self.kind {
             Kind::Handshake => {
-                let to = lane.mesh.context("there is TLS")?;
+                let to = lane.mesh.context("there is TLS")?.at;
                 (Place { on: On::A, cgroup: "load" }, to, &lane.proxies[1..])
             }
             _ => (lane.client, lane.dial, &lane.proxies[..]),

@@ -9,7 +9,7 @@ use super::{
     Plan,
     contestants::Contestant,
     measures::{self, Measure, Sample},
-    targets,
+    targets, wire,
 };
 use crate::figures::rounded;
 
@@ -101,7 +101,7 @@ impl Report {
             }
             if let Some(handshake) = self.handshakes.get(name) {
                 of_it["handshake"] = json!({
-                    "version": "TLS 1.3", "cipher_suite": "TLS_AES_128_GCM_SHA256", "group": "X25519",
+                    "version": "TLS 1.3", "cipher_suite": wire::suite_name(handshake.suite), "group": "X25519",
                     "resumes": handshake.resumed,
                 });
             }
@@ -141,7 +141,10 @@ impl Report {
         let (bulk, other): (Vec<_>, Vec<_>) = self.measures.iter().partition(|measure| bulk(measure));
         let mut text = String::new();
         for (name, version) in &self.versions {
-            writeln!(text, "{name}: {version}").expect("a string takes it");
+            let suite = self.handshakes.get(name).map(|handshake| handshake.suite);
+            let other = suite.filter(|suite| *suite != wire::AES_128).map(wire::suite_name);
+            let other = other.map(|name| format!("; {name}")).unwrap_or_default();
+            writeln!(text, "{name}: {version}{other}").expect("a string takes it");
         }
         text.push('\n');
         self.table(&mut text, "Gbit/s", &bulk, |measure| measure.figure());
@@ -291,6 +294,16 @@ mod tests {
         assert!(line("1.15 × haproxy").contains("| met "), "{text}");
         assert!(line("1.00 × relay").contains("| NOT MET "), "{text}");
         assert!(!text.contains("envoy"), "it was not measured: {text}");
+    }
+
+    #[test]
+    fn targets_say_which_peer_is_not_there() {
+        let mut report = report(&[]);
+        report.add("meshnode", "connect-16", [("per_s", 100.0)].into());
+        assert_eq!(targets::table(&report), "", "nobody was to be measured beside it");
+        report.missing.push(Missing { name: "ztunnel", why: "in no package".to_owned() });
+        let text = targets::table(&report);
+        assert!(text.contains("1.20 × ztunnel") && text.contains("| NOT JUDGED: no ztunnel |"), "{text}");
     }
 
     #[test]

@@ -267,7 +267,7 @@ fn sysctls(host: &Host) {
     );
     let settings = [
         "net.ipv4.ip_local_port_range=2000 65535",
-        "net.ipv4.ip_local_reserved_ports=7000-9000,20000-22000",
+        "net.ipv4.ip_local_reserved_ports=7000-9000,15000-15100,20000-22000",
         "net.ipv4.tcp_tw_reuse=1",
     ];
     host.run("", &[&["sysctl", "-qw"], &settings[..]].concat()).ok();
