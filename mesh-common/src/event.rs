@@ -23,16 +23,51 @@ pub struct Event {
     pub cgroup: u64,
     /// Socket cookie.
     pub cookie: u64,
-    /// `CLOCK_MONOTONIC`.
-    pub time_ns: u64,
+    pub pad: u64,
     /// Application bytes sent by, and received by, the connecting socket.
     pub bytes_sent: u64,
     pub bytes_received: u64,
     /// Smoothed round trip, microseconds.
     pub rtt_us: u32,
-    pub pad2: u32,
+    /// How many events of this kind were left out on this processor since the last one.
+    pub untold: u32,
 }
 contract!(Event, 136);
+
+/// Value of `OPENED`, one for each processor: how many `EVENT_DIRECT_OPENED` were told of lately.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// `CLOCK_MONOTONIC`, when counting began.
+    pub since_ns: u64,
+    pub told: u32,
+    /// Left out since the last that was told of.
+    pub untold: u32,
+}
+contract!(Opened, 16);
+
+impl Opened {
+    /// So many are told of in [`Self::PERIOD_NS`]. It has to be more in a second than the daemon writes lines.
+    pub const MOST: u32 = 100;
+    pub const PERIOD_NS: u64 = 250_000_000;
+
+    /// Takes in that one more was opened. Returns how many were left out before it, or `None` to leave it out too.
+    #[inline(always)]
+    pub fn admit(&mut self, now_ns: u64) -> Option<u32> {
+        if now_ns.wrapping_sub(self.since_ns) >= Self::PERIOD_NS {
+            self.since_ns = now_ns;
+            self.told = 0;
+        }
+        if self.told >= Self::MOST {
+            self.untold = self.untold.wrapping_add(1);
+            return None;
+        }
+        self.told += 1;
+        let untold = self.untold;
+        self.untold = 0;
+        Some(untold)
+    }
+}
 
 /// `connect()` or `bind()` was answered with `EPERM` (`connect()` with `ECONNREFUSED` for want of an instance), `socket()`
 /// with `EPERM` or `EPROTONOSUPPORT`; `reason` says why.
@@ -43,7 +78,8 @@ pub const EVENT_WOULD_DENY: u32 = 2;
 pub const EVENT_GUARDED: u32 = 3;
 /// The guard let a connection from outside through because the service is permissive.
 pub const EVENT_GUARD_PASSED: u32 = 4;
-/// A direct flow was established.
+/// A direct flow was established. Where there are many in a second, some are left out (`Opened`); never one that no intention
+/// allows any more.
 pub const EVENT_DIRECT_OPENED: u32 = 5;
 /// A direct flow ended; carries the final counters.
 pub const EVENT_DIRECT_CLOSED: u32 = 6;
@@ -104,5 +140,19 @@ pub const fn reason_text(reason: u32) -> &'static str {
         REASON_NO_INSTANCE => "no-healthy-instance",
         REASON_NO_SERVICE => "no-service",
         _ => "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_flows_some_are_told_of_and_the_others_counted() {
+        let (mut opened, start) = (Opened { since_ns: 0, told: 0, untold: 0 }, 7 * Opened::PERIOD_NS);
+        let told = (0..Opened::MOST + 3).filter_map(|_| opened.admit(start)).collect::<Vec<_>>();
+        assert_eq!(told, [0; Opened::MOST as usize]);
+        assert_eq!(opened.admit(start + Opened::PERIOD_NS), Some(3));
+        assert_eq!(opened.admit(start + Opened::PERIOD_NS), Some(0));
     }
 }

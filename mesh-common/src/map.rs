@@ -20,6 +20,7 @@ pub const NAMESPACES: &str = "NAMESPACES";
 pub const EGRESS: &str = "EGRESS";
 pub const DNS_ROUTES: &str = "DNS_ROUTES";
 pub const EVENTS: &str = "EVENTS";
+pub const OPENED: &str = "OPENED";
 pub const COUNTERS: &str = "COUNTERS";
 
 /// Value of `NAMESPACES`: the daemon listens there. Any other is a time, `CLOCK_MONOTONIC` in nanoseconds.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_comm,
-    generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
 };
 use mesh_common::{addr::Endpoint, counter::Counter, event::Event, flow::COMM_LEN};
 
@@ -33,12 +33,11 @@ pub fn blank(kind: u32) -> Event {
         netns: 0,
         cgroup: 0,
         cookie: 0,
-        // SAFETY: the helper takes nothing.
-        time_ns: unsafe { bpf_ktime_get_ns() },
+        pad: 0,
         bytes_sent: 0,
         bytes_received: 0,
         rtt_us: 0,
-        pad2: 0,
+        untold: 0,
     }
 }
 

@@ -8,13 +8,14 @@ use aya_ebpf::{
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_ESTABLISHED,
         BPF_TCP_FIN_WAIT1,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_storage_get},
     programs::SockOpsContext,
 };
 use mesh_common::{
     counter::Counter,
     event,
     flow::{self, DirectFlow, FlowKey, FlowRecord, SocketState},
+    policy::{POLICY_ALLOW, PolicyKey},
 };
 
 use crate::{context, maps, report};
@@ -70,6 +71,23 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     let (local, remote) = context::ends(ctx);
+    let cookie = cookie_of(ctx);
+    if is_new(&state)
+        && let Some(entry) = maps::DIRECT.get_ptr_mut(cookie)
+    {
+        // In place: a replaced entry is one more that is allocated and freed. `copy_map_value` copies without the bucket's lock,
+        // so that the daemon may see half of this. `DIRECT_ALLOWED` sends it round again whatever the ends are; ends that are
+        // half written are no socket's (ENOENT), which sends it round again as long as there is an entry.
+        // SAFETY: the entry is this socket's, which the caller holds: nobody else writes it, and it is removed by `closed`, or by
+        // the daemon's sweep, which leaves alone what `is_new`. So its memory is no other entry's meanwhile.
+        unsafe {
+            (*entry).local = local;
+            (*entry).remote = remote;
+            (&raw mut (*entry).state).write_volatile(flow::DIRECT_CONNECTING);
+        }
+        return;
+    }
+    // With TCP_FASTOPEN_CONNECT the SYN may come long after connect(): past the sweep, or in the middle of it.
     let flow = DirectFlow {
         origin: state.origin,
         netns: netns_of(ctx),
@@ -78,10 +96,21 @@ fn connecting(ctx: &SockOpsContext) {
         state: flow::DIRECT_CONNECTING,
         pad: 0,
     };
-    // Also when the entry is gone: with TCP_FASTOPEN_CONNECT the SYN may come long after connect(), past the sweep.
-    if maps::DIRECT.insert(cookie_of(ctx), flow, BPF_ANY.into()).is_err() {
+    if maps::DIRECT.insert(cookie, flow, BPF_ANY.into()).is_err() {
         report::count(Counter::DeniedMapFull);
     }
+}
+
+/// Whether `connect()` was so little ago that the daemon's sweep is far from removing the entry.
+#[inline(always)]
+fn is_new(state: &SocketState) -> bool {
+    now().saturating_sub(state.origin.opened_ns) < flow::STILLBORN_NS / 2
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// `tcp_finish_connect()` calls this before the ACK that lets the listener's `accept()` return.
@@ -96,20 +125,35 @@ fn established(ctx: &SockOpsContext) {
         }
         return;
     };
-    let cookie = cookie_of(ctx);
-    if state.disposition == flow::SOCKET_CAPTURED {
-        let record = FlowRecord { origin: state.origin, cookie };
-        if maps::FLOWS.insert(key, record, BPF_ANY.into()).is_err() {
-            report::count(Counter::FlowLost);
-            emit(ctx, event::EVENT_FLOW_LOST, &state);
-        }
-    } else {
-        if let Some(entry) = maps::DIRECT.get_ptr_mut(cookie) {
-            // SAFETY: as in `connecting`.
-            unsafe { (*entry).state = flow::DIRECT_ESTABLISHED };
-        }
-        emit(ctx, event::EVENT_DIRECT_OPENED, &state);
+    if state.disposition == flow::SOCKET_DIRECT {
+        opened(ctx, &state);
+        return;
     }
+    let record = FlowRecord { origin: state.origin, cookie: cookie_of(ctx) };
+    if maps::FLOWS.insert(key, record, BPF_ANY.into()).is_err() {
+        report::count(Counter::FlowLost);
+        emit(ctx, event::EVENT_FLOW_LOST, &state, 0);
+    }
+}
+
+/// Tells of a direct flow, unless so many were told of just now that the daemon would write no line of it. One that is not
+/// allowed any more is always told of: its `connect()` read the policy just before a change, or was long ago
+/// (TCP_FASTOPEN_CONNECT), and the daemon has looked through `DIRECT` for what to cut before it was there.
+#[inline(always)]
+fn opened(ctx: &SockOpsContext, state: &SocketState) {
+    let key = PolicyKey { source: state.origin.source, destination: state.origin.destination };
+    let mut untold = 0;
+    // SAFETY: the entry is read at once.
+    if unsafe { maps::POLICY.get(key) }.is_some_and(|v| *v == POLICY_ALLOW)
+        && let Some(lately) = maps::OPENED.get_ptr_mut(0)
+    {
+        // SAFETY: it is this processor's own; softirqs that come between each other can miscount by one.
+        match unsafe { (*lately).admit(now()) } {
+            Some(left_out) => untold = left_out,
+            None => return,
+        }
+    }
+    emit(ctx, event::EVENT_DIRECT_OPENED, state, untold);
 }
 
 #[inline(always)]
@@ -117,7 +161,7 @@ fn closed(ctx: &SockOpsContext) {
     let Some(state) = state_of(ctx) else { return };
     if state.disposition == flow::SOCKET_DIRECT {
         let _ = maps::DIRECT.remove(cookie_of(ctx));
-        emit(ctx, event::EVENT_DIRECT_CLOSED, &state);
+        emit(ctx, event::EVENT_DIRECT_CLOSED, &state, 0);
     } else if is_abort(ctx.arg(0)) {
         forget(ctx);
     }
@@ -142,9 +186,10 @@ fn forget(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState) {
+fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState, untold: u32) {
     let (local, _) = context::ends(ctx);
     let mut event = report::blank(kind);
+    event.untold = untold;
     event.source = state.origin.source;
     event.destination = state.origin.destination;
     event.pid = state.origin.pid;

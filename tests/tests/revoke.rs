@@ -10,6 +10,7 @@ use mesh_tests::{
     config::Service,
     fixture::{Mesh, Scene, connect, serve},
     host::Host,
+    net::Network,
     process::Process,
     require_root,
     status::Status,
@@ -151,6 +152,53 @@ fn direct_flows_are_cut_like_proxied_ones() {
     mesh.a.wait_status("the record", |s| {
         s.flows("web", "echo").is_empty() && s.recent("web", "echo").iter().any(|f| f["state"] == "revoked")
     });
+}
+
+/// Their `connect()` was allowed; the SYN, with the first write, is sent when nobody looks for flows to cut any more. The last one
+/// comes after as many on the same processor as the kernel tells of at once, when those have been cut.
+const LATE_SYNS: &str = "import errno, os, socket, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+def dial():
+    s = socket.socket()
+    s.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+    s.connect(('127.0.0.1', 7001))
+    s.settimeout(10)
+    return s
+*many, last = [dial() for _ in range(111)]
+time.sleep(3)
+for s in many:
+    s.send(b'x')
+time.sleep(.06)
+try:
+    last.send(b'x')
+    while last.recv(1):
+        pass
+except OSError as e:
+    raise SystemExit(0 if e.errno == errno.ECONNABORTED else 3)
+raise SystemExit(4)
+";
+
+#[test]
+fn flows_whose_syn_comes_after_the_change_are_cut_however_many() {
+    require_root!();
+    let net = Network::new();
+    let (a, b) = (net.host("a"), net.host("b"));
+    // Clients need no cookie, so that connect() leaves the SYN to the first write.
+    a.run("", &["sh", "-c", "echo 1543 > /proc/sys/net/ipv4/tcp_fastopen"]).ok();
+    let mut scene = Scene::new(&[]);
+    scene.on_a.push(Service::server("echo", 7001));
+    let mesh = scene.start_on(net, a, b);
+    let _server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
+    mesh.a.intention("web", "echo", "allow");
+    wait::until_true("the intention to act", || {
+        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
+    });
+    mesh.a.wait_status("no live flow", |s| s.flows("web", "echo").is_empty());
+    let mut late = mesh.a.host.spawn("web", &["python3", "-c", LATE_SYNS]);
+    mesh.a.wait_status("the flows", |s| s.flows("web", "echo").len() == 111);
+    mesh.a.delete_intention("web", "echo");
+    let status = late.wait();
+    assert_eq!(status.code(), Some(0), "{}", late.log());
 }
 
 /// Takes about a minute: the shortest lifetime of a certificate is one.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::{
-    flow::{DIRECT_ALLOWED, DirectFlow},
+    flow::{DIRECT_ALLOWED, DirectFlow, STILLBORN_NS},
     policy::PolicyKey,
 };
 
@@ -27,9 +27,6 @@ pub struct Direct {
     pub bytes_received: u64,
     pub age: Duration,
 }
-
-/// An entry whose `connect()` never came to a SYN is dead after this long.
-const STILLBORN: Duration = Duration::from_secs(10);
 
 /// The map `DIRECT`.
 pub struct DirectMap {
@@ -72,7 +69,7 @@ impl DirectMap {
     }
 
     /// Destroys the sockets of flows that are not allowed any more. Returns whether it has to be called again soon:
-    /// a `connect()` that passed the hook before the change has no socket to destroy yet.
+    /// a `connect()` that passed the hook before the change has no socket to destroy yet, or its entry was being written.
     pub fn cut(&self, allowed: impl Fn(PolicyKey) -> bool) -> bool {
         let mut again = false;
         for (cookie, flow) in self.entries() {
@@ -90,7 +87,12 @@ impl DirectMap {
                     let (from, to) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
                     tracing::info!(target: AUDIT, decision = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
                 }
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self.recent.not_revoked(cookie),
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                    self.recent.not_revoked(cookie);
+                    // A closed socket has no entry: it leaves `DIRECT` before it leaves the kernel's table. One that has was read
+                    // while `sock_ops` wrote its ends.
+                    again |= self.contains(cookie);
+                }
                 Err(error) => {
                     self.recent.not_revoked(cookie);
                     tracing::error!(%error, "cannot destroy the socket of a revoked flow");
@@ -107,7 +109,8 @@ impl DirectMap {
             .entries()
             .filter(|(_, flow)| {
                 flow.state == DIRECT_ALLOWED
-                    && now.saturating_sub(Duration::from_nanos(flow.origin.opened_ns)) > STILLBORN
+                    && now.saturating_sub(Duration::from_nanos(flow.origin.opened_ns))
+                        > Duration::from_nanos(STILLBORN_NS)
             })
             .map(|(cookie, _)| cookie)
             .collect();

@@ -128,7 +128,7 @@ impl Engine {
         let names = Names::adopt(tables.names());
         let classifier = Classifier::new(settings.governed.clone(), settings.rules)
             .map_err(|source| EngineError::Io { op: "scan the cgroups", source })?;
-        let recent = Recent::default();
+        let recent = Recent::new(names.reader());
         let outlets = Outlets {
             recent: recent.clone(),
             log: EbpfLogger::init(&mut loaded.ebpf).ok(),

@@ -74,13 +74,17 @@ impl Report {
     }
 }
 
-/// Returns the event in `raw`; `None` when the bytes are no event that this daemon knows.
-pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
+/// Returns the record in `raw`; `None` when it is too short for one.
+fn read(raw: &[u8]) -> Option<Event> {
     if raw.len() < size_of::<Event>() {
         return None;
     }
     // SAFETY: the length was checked, and an `Event` is plain integers: any bytes are one, aligned or not.
-    let event = unsafe { raw.as_ptr().cast::<Event>().read_unaligned() };
+    Some(unsafe { raw.as_ptr().cast::<Event>().read_unaligned() })
+}
+
+/// Returns what `event` says; `None` when it is none that this daemon knows.
+fn report(event: &Event, names: &NameReader, at: SystemTime) -> Option<Report> {
     let reason = event.reason;
     let kind = match event.kind {
         event::EVENT_DENIED => Kind::Denied,
@@ -100,7 +104,7 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         detail: matches!(reason, event::REASON_MESH_ONLY | event::REASON_PROTOCOL)
             .then(|| protocol_text(event.protocol)),
         protocol: event.protocol,
-        pair: PolicyKey { source: event.source, destination: event.destination },
+        pair: pair(event),
         source: names.name(event.source),
         destination: names.name(event.destination),
         pid: event.pid,
@@ -113,6 +117,10 @@ pub fn parse(raw: &[u8], names: &NameReader, at: SystemTime) -> Option<Report> {
         bytes_received: event.bytes_received,
         rtt_us: event.rtt_us,
     })
+}
+
+fn pair(event: &Event) -> PolicyKey {
+    PolicyKey { source: event.source, destination: event.destination }
 }
 
 /// Returns the protocol's name, or its number (as in `/etc/protocols`).
@@ -133,14 +141,27 @@ fn protocol_text(protocol: u32) -> String {
 }
 
 /// The newest events, for `status`.
-#[derive(Clone, Default)]
-pub struct Recent(Arc<Mutex<Kept>>);
+#[derive(Clone)]
+pub struct Recent {
+    kept: Arc<Mutex<Kept>>,
+    names: NameReader,
+}
 
 #[derive(Default)]
 struct Kept {
-    newest: VecDeque<Report>,
+    newest: VecDeque<Newest>,
     /// Cookies of sockets that the daemon destroys; the kernel's event of their end is still to come.
     revoked: HashSet<u64>,
+}
+
+enum Newest {
+    Told(Report),
+    /// The end of a direct flow, as the kernel told it: of the many thousands in a second that there may be, few are asked for.
+    Ended {
+        event: Event,
+        at: SystemTime,
+        revoked: bool,
+    },
 }
 
 /// So long after a look nobody is woken by what comes: the kernel wakes only a reader that has read everything
@@ -151,15 +172,20 @@ const KEPT: usize = 256;
 const AT_ONCE: u32 = 256;
 
 impl Recent {
-    fn push(&self, mut report: Report) {
+    pub fn new(names: NameReader) -> Self {
+        Self { kept: Arc::default(), names }
+    }
+
+    fn push(&self, report: Report) {
+        self.lock().push(Newest::Told(report));
+    }
+
+    /// Notes the end of a direct flow; returns whether the daemon ended it.
+    fn ended(&self, event: Event, at: SystemTime) -> bool {
         let mut kept = self.lock();
-        if report.kind == Kind::DirectClosed && kept.revoked.remove(&report.cookie) {
-            report.kind = Kind::DirectRevoked;
-        }
-        if kept.newest.len() == KEPT {
-            kept.newest.pop_front();
-        }
-        kept.newest.push_back(report);
+        let revoked = kept.revoked.remove(&event.cookie);
+        kept.push(Newest::Ended { event, at, revoked });
+        revoked
     }
 
     /// Says that the end of this socket's flow, which is about to be reported, is the daemon's doing.
@@ -173,7 +199,7 @@ impl Recent {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a query of `source` to `server` was refused; `what` it asked. The daemon refuses those, which does not
@@ -204,8 +230,27 @@ impl Recent {
 
     /// Newest last.
     pub fn list(&self) -> Vec<Report> {
-        self.lock().newest.iter().cloned().collect()
+        let told = |one: &Newest| match one {
+            Newest::Told(report) => Some(report.clone()),
+            Newest::Ended { event, at, revoked } => ended(event, &self.names, *at, *revoked),
+        };
+        self.lock().newest.iter().filter_map(told).collect()
     }
+}
+
+impl Kept {
+    fn push(&mut self, new: Newest) {
+        if self.newest.len() == KEPT {
+            self.newest.pop_front();
+        }
+        self.newest.push_back(new);
+    }
+}
+
+/// Returns what `event`, the end of a direct flow, says.
+fn ended(event: &Event, names: &NameReader, at: SystemTime, revoked: bool) -> Option<Report> {
+    let report = report(event, names, at)?;
+    Some(if revoked { Report { kind: Kind::DirectRevoked, ..report } } else { report })
 }
 
 /// Who is told of an event when it is read.
@@ -225,7 +270,9 @@ pub async fn follow(
     recent: Recent,
     told: Told<impl Fn(PolicyKey), impl Fn(), impl Fn(&ServiceName, &ServiceName) -> Option<String>>,
 ) -> std::io::Result<()> {
-    let limit = RateLimit::per_second(AUDITED_PER_SECOND);
+    let [limit, ends] =
+        [RateLimit::per_second(AUDITED_PER_SECOND), RateLimit::per_second(AUDITED_PER_SECOND)];
+    let reader = Reader { names, recent, told, limit, ends };
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
@@ -233,26 +280,8 @@ pub async fn follow(
         // A storm of events must not keep this thread from everything else; readiness stays.
         let mut left = AT_ONCE;
         while let Some(item) = ready.get_inner_mut().0.next() {
-            match parse(&item, &names, SystemTime::now()) {
-                Some(mut report) => {
-                    if let (Kind::Denied | Kind::WouldDeny, Some(source), Some(destination)) =
-                        (report.kind, &report.source, &report.destination)
-                    {
-                        report.detail = (told.explain)(source, destination).or(report.detail);
-                    }
-                    if report.kind == Kind::DirectOpened {
-                        (told.opened)(report.pair);
-                    }
-                    if report.is_unserved() {
-                        (told.unserved)();
-                    }
-                    // Not news to a person: the daemon listens there next.
-                    if report.kind != Kind::Namespace {
-                        audit(&report, &limit);
-                        recent.push(report);
-                    }
-                }
-                None => tracing::warn!(len = item.len(), "an event that this version does not know"),
+            if read(&item).and_then(|event| reader.take(event, SystemTime::now())).is_none() {
+                tracing::warn!(len = item.len(), "an event that this version does not know");
             }
             left -= 1;
             if left == 0 {
@@ -265,6 +294,63 @@ pub async fn follow(
         } else {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+struct Reader<O, N, E> {
+    names: NameReader,
+    recent: Recent,
+    told: Told<O, N, E>,
+    limit: RateLimit,
+    ends: RateLimit,
+}
+
+impl<O, N, E> Reader<O, N, E>
+where
+    O: Fn(PolicyKey),
+    N: Fn(),
+    E: Fn(&ServiceName, &ServiceName) -> Option<String>,
+{
+    /// `None`: an event that this daemon does not know. What there is by the thousand, direct flows, costs no more than what comes of it.
+    fn take(&self, event: Event, at: SystemTime) -> Option<()> {
+        match event.kind {
+            event::EVENT_DIRECT_OPENED => {
+                (self.told.opened)(pair(&event));
+                self.limit.withhold(event.untold.into());
+                if let Some(unlogged_before) = self.limit.permit(Instant::now()) {
+                    audit(&report(&event, &self.names, at)?, unlogged_before);
+                }
+                Some(())
+            }
+            event::EVENT_DIRECT_CLOSED => {
+                let revoked = self.recent.ended(event, at);
+                // Of no decision: it takes no other's place among the lines.
+                if tracing::enabled!(tracing::Level::DEBUG) && self.ends.permit(Instant::now()).is_some() {
+                    audit(&ended(&event, &self.names, at, revoked)?, 0);
+                }
+                Some(())
+            }
+            _ => self.report(report(&event, &self.names, at)?),
+        }
+    }
+
+    fn report(&self, mut report: Report) -> Option<()> {
+        if let (Kind::Denied | Kind::WouldDeny, Some(source), Some(destination)) =
+            (report.kind, &report.source, &report.destination)
+        {
+            report.detail = (self.told.explain)(source, destination).or(report.detail);
+        }
+        if report.is_unserved() {
+            (self.told.unserved)();
+        }
+        // Not news to a person: the daemon listens there next.
+        if report.kind != Kind::Namespace {
+            if let Some(unlogged_before) = self.limit.permit(Instant::now()) {
+                audit(&report, unlogged_before);
+            }
+            self.recent.push(report);
+        }
+        Some(())
     }
 }
 
@@ -293,8 +379,7 @@ impl AsRawFd for Ring {
 /// A program that tries again and again must not fill the disk; the counters have every event.
 const AUDITED_PER_SECOND: u32 = 100;
 
-fn audit(report: &Report, limit: &RateLimit) {
-    let Some(unlogged_before) = limit.permit(Instant::now()) else { return };
+fn audit(report: &Report, unlogged_before: u64) {
     let text = |name: &Option<ServiceName>| name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let (source, destination) = (text(&report.source), text(&report.destination));
     let detail = report.detail.as_deref();
@@ -339,7 +424,8 @@ mod tests {
             if raw.len() >= 4 {
                 raw[..4].copy_from_slice(&kind.to_ne_bytes());
             }
-            let report = parse(&raw, &Names::default().reader(), SystemTime::UNIX_EPOCH);
+            let names = Names::default().reader();
+            let report = read(&raw).and_then(|event| report(&event, &names, SystemTime::UNIX_EPOCH));
             prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=8).contains(&kind));
         }
     }

@@ -151,7 +151,7 @@ pub const HOOKS: [Hook; 13] = [
 pub(super) const GUARD: Hook =
     Hook { program: "mesh_guard", name: "sk_lookup", attach_type: bpf_attach_type::BPF_SK_LOOKUP };
 
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 18] = [
     map::EGRESS,
     map::WORKLOADS,
     map::DESTINATIONS,
@@ -168,6 +168,7 @@ const MAPS: [&str; 17] = [
     map::NAMESPACES,
     map::DNS_ROUTES,
     map::EVENTS,
+    map::OPENED,
     map::COUNTERS,
 ];
 

@@ -98,9 +98,14 @@ impl RateLimit {
         Self { per_second, window: Mutex::new(Window { since: None, used: 0, suppressed: 0 }) }
     }
 
+    /// Takes in that `more` were held back before they came here.
+    pub(crate) fn withhold(&self, more: u64) {
+        self.lock().suppressed += more;
+    }
+
     /// Returns how many were held back since the last that was not, or `None` to hold this one back too.
     pub(crate) fn permit(&self, now: Instant) -> Option<u64> {
-        let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut window = self.lock();
         if window.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             (window.since, window.used) = (Some(now), 0);
         }
@@ -110,6 +115,10 @@ impl RateLimit {
         }
         window.used += 1;
         Some(std::mem::take(&mut window.suppressed))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -124,5 +133,7 @@ mod tests {
         assert_eq!(permits, [Some(0), Some(0), None, None, None]);
         assert_eq!(limit.permit(start + Duration::from_secs(1)), Some(3));
         assert_eq!(limit.permit(start + Duration::from_secs(1)), Some(0));
+        limit.withhold(7);
+        assert_eq!(limit.permit(start + Duration::from_secs(2)), Some(7));
     }
 }
