@@ -120,7 +120,9 @@ fn established(ctx: &SockOpsContext) {
     let key = FlowKey::new(netns_of(ctx), local, remote.port);
     let Some(state) = state_of(ctx) else {
         // A record that nobody took must not lend its identity to a later connection between the same ends.
-        if remote.addr.is_loopback() {
+        // Looked for first: removing takes a lock, and there is hardly ever one.
+        // SAFETY: nothing is read of the entry.
+        if remote.addr.is_loopback() && unsafe { maps::FLOWS.get(key) }.is_some() {
             let _ = maps::FLOWS.remove(key);
         }
         return;
