@@ -6,6 +6,7 @@
 
 mod admin;
 mod clear;
+mod direct;
 mod egress;
 mod gateways;
 mod kernel;
@@ -200,7 +201,8 @@ impl Daemon {
         let learnt = learnt::Store::new(&config.state_dir);
         let mut engine = engine;
         engine.restore_learnt(learnt.load());
-        let kernel = Kernel::new(engine, mesh.clone());
+        let namespaces = namespaces::Served::default();
+        let kernel = Kernel::new(engine, mesh.clone(), visitor.clone(), namespaces.clone());
         kernel.reconcile();
         let recent = outlets.recent;
         let (listeners, sockets) = Listeners::bind(&config)?;
@@ -244,7 +246,7 @@ impl Daemon {
             egress,
             announce,
             listeners,
-            namespaces: namespaces::Served::default(),
+            namespaces,
             visitor: visitor.clone(),
             guards,
             probed: Probed::start(),
@@ -443,9 +445,9 @@ impl Daemon {
         let (kernel, unserved) = (self.kernel.clone(), self.kernel.clone());
         // A connect() that read the policy just before a change is seen here, once it is established.
         let opened = move |pair| {
-            let engine = kernel.lock();
-            if !engine.allows(pair) {
-                engine.cut();
+            let allowed = kernel.lock().allows(pair);
+            if !allowed {
+                kernel.cut();
             }
         };
         let mesh = self.mesh.clone();

@@ -186,6 +186,65 @@ fn workloads_of_the_same_host_reach_a_container_by_policy_and_itself_directly() 
     assert!(said.contains("Operation not permitted"), "{said}");
 }
 
+/// As `revoke` has it for the host's own network namespace.
+#[test]
+fn direct_flows_inside_a_container_are_listed_with_their_bytes_and_cut() {
+    require_root!();
+    let (mut mesh, container, _server) = one();
+    // Processes in the container's network namespace, of other workloads, too.
+    let enter = container.enter_as(&mesh.b.host);
+    let beside = |cgroup: &str, words: &[&str]| {
+        let mut command = enter.command(&mesh.b.host.space().cgroup().child(cgroup), tool("probe"));
+        command.args(words);
+        command
+    };
+    let to = "127.0.0.1:5432";
+    let sources = ["db", "batch", "stranger"];
+    let mut live = sources.map(|source| {
+        mesh.a.intention(source, "db", "allow");
+        wait::until(&format!("{source} to reach db"), || {
+            let words = ["connect", to, "--read", "7"];
+            match parse(&mesh_tests::process::run(beside(&format!("{source}/beside"), &words), None, LIMIT)) {
+                said if said["received"] == "welcome" => Ok(()),
+                said => Err(format!("{said}\n{}", mesh.b.log())),
+            }
+        });
+        let words = ["connect", to, "--read", "8", "--wait", "120000"];
+        Process::spawn(beside(&format!("{source}/beside"), &words), &mesh.b.host.log_file(source))
+    });
+    let status = mesh.b.wait_status("the flows with their bytes", |s| {
+        sources.iter().all(|source| {
+            let flows = s.flows(source, "db");
+            flows.len() == 1 && flows[0]["state"] == "direct" && flows[0]["bytes_received"] == 7
+        })
+    });
+    assert!(status.list("uncaptured").is_empty(), "{:#}", status.0);
+
+    // Both ways to take an intention back.
+    mesh.a.delete_intention("db", "db");
+    mesh.a.intention("batch", "db", "deny");
+    let [own, batch, stranger] = &mut live;
+    for (process, source) in [(own, "db"), (batch, "batch")] {
+        process.wait();
+        assert!(process.log().contains("ECONNABORTED"), "{}", process.log());
+        mesh.b.wait_status("the record", |s| {
+            let revoked = s.recent(source, "db").iter().filter(|f| f["state"] == "revoked").count();
+            s.flows(source, "db").is_empty() && revoked == 1
+        });
+    }
+    assert!(stranger.ended().is_none(), "another intention's flows were cut");
+    assert_eq!(mesh.b.status().flows("stranger", "db").len(), 1);
+
+    // While no daemon is there; the next one knows of the flow before it knows of the namespace.
+    mesh.b.kill9();
+    mesh.a.delete_intention("stranger", "db");
+    assert!(stranger.ended().is_none());
+    mesh.b.run();
+    stranger.wait();
+    assert!(stranger.log().contains("ECONNABORTED"), "{}", stranger.log());
+    mesh.b.wait_status("no live flow", |s| s.flows("stranger", "db").is_empty());
+}
+
 #[test]
 fn program_that_listens_on_the_containers_address_only_is_reached() {
     require_root!();

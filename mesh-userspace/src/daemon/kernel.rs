@@ -13,8 +13,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use super::{direct, namespaces::Served, visitor::Visitor};
 use crate::{
     datapath::{
+        direct::Left,
         engine::{Engine, SWEEP_INTERVAL},
         host,
     },
@@ -28,14 +30,26 @@ pub struct Kernel {
     mesh: MeshState,
     /// A workload may be in a network namespace that the daemon does not listen in.
     namespaces: Arc<Notify>,
+    /// The way into those that it listens in.
+    visitor: Option<Visitor>,
+    served: Served,
+    /// One at a time cuts flows in them, so that none is destroyed twice.
+    cutting: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A `connect()` that passed the hook just before a change has a socket to destroy this much later.
 const CUT_AGAIN: Duration = Duration::from_millis(50);
 
 impl Kernel {
-    pub fn new(engine: Engine, mesh: MeshState) -> Self {
-        Self { engine: Arc::new(Mutex::new(engine)), mesh, namespaces: Arc::default() }
+    pub fn new(engine: Engine, mesh: MeshState, visitor: Option<Visitor>, served: Served) -> Self {
+        Self {
+            engine: Arc::new(Mutex::new(engine)),
+            mesh,
+            namespaces: Arc::default(),
+            visitor,
+            served,
+            cutting: Arc::default(),
+        }
     }
 
     /// Wakes the one that waits in [`namespaces_wanted`](Self::namespaces_wanted).
@@ -55,7 +69,7 @@ impl Kernel {
     /// Takes in new cgroups, and brings the maps in line with the mesh of now. An error is logged: what could not be
     /// written is denied.
     pub fn reconcile(&self) {
-        let again = {
+        let left = {
             let mut engine = self.lock();
             if let Err(error) = engine.classifier_mut().update() {
                 tracing::error!(%error, "cannot follow the cgroups: programs in new ones are denied the mesh");
@@ -63,11 +77,29 @@ impl Kernel {
             let mesh = self.mesh.load();
             engine.reconcile(&mesh)
         };
-        match again {
-            Ok(false) => {}
-            Ok(true) => drop(tokio::spawn(cut_later(self.clone()))),
+        match left {
+            Ok(left) if !left.again && left.elsewhere.is_empty() => {}
+            Ok(left) => drop(tokio::spawn(cut_rest(self.clone(), left))),
             Err(error) => tracing::error!(%error, "cannot write the BPF maps"),
         }
+    }
+
+    /// Cuts direct flows that are not allowed any more: those in the host's network namespace now, the others in a moment.
+    pub fn cut(&self) {
+        if !self.lock().cut().elsewhere.is_empty() {
+            let kernel = self.clone();
+            tokio::spawn(async move { kernel.cut_everywhere().await });
+        }
+    }
+
+    /// The same, and waits for it. Returns whether flows are to be cut again soon.
+    async fn cut_everywhere(&self) -> bool {
+        let _one = self.cutting.lock().await;
+        // What was cut while this waited is not among them.
+        let Left { again, elsewhere } = self.lock().cut();
+        let missed = direct::cut(self.visitor.as_ref(), &self.served, elsewhere).await;
+        let engine = self.lock();
+        again || missed.into_iter().any(|cookie| engine.has_direct_flow(cookie))
     }
 
     /// Runs until dropped.
@@ -135,13 +167,17 @@ impl Kernel {
     }
 }
 
-async fn cut_later(kernel: Kernel) {
+async fn cut_rest(kernel: Kernel, Left { mut again, elsewhere }: Left) {
+    if !elsewhere.is_empty() {
+        again |= kernel.cut_everywhere().await;
+    }
     // A socket that is still without a SYN after this never gets one: the sweep removes its entry.
     for _ in 0..20 {
-        sleep(CUT_AGAIN).await;
-        if !kernel.lock().cut() {
+        if !again {
             return;
         }
+        sleep(CUT_AGAIN).await;
+        again = kernel.cut_everywhere().await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Daemon, clear, namespaces::Guarded, virtual_ips};
+use super::{Daemon, clear, direct, namespaces::Guarded, virtual_ips};
 use crate::{
     admin::{
         Attachment, AttachmentState, CertificateStatus, ControlPlaneStatus, ExemptStatus, FlowDirection,
@@ -34,8 +34,14 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let (live, ended) = daemon.proxy().flows().report(now);
     let listeners = daemon.listeners();
     let guarded = guarded(daemon);
-    // Neither the list of sockets nor that of listeners is made with the engine locked: one takes long, the other a lock.
-    let (connections, listed) = match clear::connections(daemon.visitor.as_ref(), &daemon.namespaces) {
+    // Neither the lists of sockets nor that of listeners are made with the engine locked: those take long, this a lock.
+    let visitor = daemon.visitor.as_ref();
+    let (host, mut direct_flows) = {
+        let engine = daemon.kernel.lock();
+        (engine.host_netns(), engine.direct_flows())
+    };
+    direct::count(visitor, &daemon.namespaces, host, &mut direct_flows);
+    let (connections, listed) = match clear::connections(visitor, &daemon.namespaces) {
         Ok(all) => (all, None),
         Err(error) => {
             (Vec::new(), Some(format!("connections from before the daemon cannot be listed: {error}")))
@@ -45,7 +51,7 @@ pub fn report(daemon: &Daemon) -> StatusReport {
     let engine = daemon.kernel.lock();
     let cgroups = engine.workloads(&daemon.governed);
     let mut flows: Vec<FlowStatus> = live.iter().map(flow).collect();
-    flows.extend(engine.direct_flows().iter().map(direct));
+    flows.extend(direct_flows.iter().map(direct_flow));
     StatusReport {
         version: env!("CARGO_PKG_VERSION").into(),
         node: config.node.clone(),
@@ -301,7 +307,7 @@ fn flow(report: &FlowReport) -> FlowStatus {
     }
 }
 
-fn direct(direct: &Direct) -> FlowStatus {
+fn direct_flow(direct: &Direct) -> FlowStatus {
     FlowStatus {
         id: direct.cookie,
         direction: FlowDirection::Local,
@@ -313,8 +319,8 @@ fn direct(direct: &Direct) -> FlowStatus {
         instance: Some(direct.remote),
         state: FlowState::Direct,
         tls: None,
-        bytes_sent: direct.bytes_sent,
-        bytes_received: direct.bytes_received,
+        bytes_sent: direct.bytes.sent,
+        bytes_received: direct.bytes.received,
         age_s: direct.age.as_secs(),
         reason: None,
     }

@@ -8,6 +8,7 @@ use mesh_common::{
     policy::PolicyKey,
 };
 
+pub use super::sock_diag::Bytes;
 use super::{events::Recent, flows::comm_text, names::NameReader, sock_diag};
 use crate::{identity::ServiceName, telemetry::AUDIT};
 
@@ -15,6 +16,8 @@ use crate::{identity::ServiceName, telemetry::AUDIT};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Direct {
     pub cookie: u64,
+    /// The cookie of its network namespace.
+    pub netns: u64,
     pub source: ServiceName,
     pub destination: ServiceName,
     pub pid: u32,
@@ -23,9 +26,65 @@ pub struct Direct {
     pub local: SocketAddr,
     /// Where it leads; another than what was dialled, for a virtual IP.
     pub remote: SocketAddr,
-    pub bytes_sent: u64,
-    pub bytes_received: u64,
+    /// 0 for one in another network namespace than the host's, until somebody has counted there.
+    pub bytes: Bytes,
     pub age: Duration,
+}
+
+impl Direct {
+    /// Returns its counters of now; 0 for one that has ended. Call it in its network namespace.
+    pub fn count(&self) -> Bytes {
+        sock_diag::bytes(self.local.into(), self.remote.into(), self.cookie).unwrap_or_default()
+    }
+}
+
+/// A flow that is not allowed any more.
+pub struct Revoked {
+    cookie: u64,
+    flow: DirectFlow,
+    recent: Recent,
+}
+
+impl Revoked {
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// The cookie of its network namespace.
+    pub fn netns(&self) -> u64 {
+        self.flow.netns
+    }
+
+    /// Destroys its socket; call it in its network namespace. Returns whether there was one, or it cannot be destroyed.
+    pub fn cut(&self) -> bool {
+        let Self { cookie, flow, recent } = self;
+        recent.revoking(*cookie);
+        match sock_diag::destroy(flow.local, flow.remote, *cookie) {
+            Ok(()) => {
+                let (from, to) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
+                tracing::info!(target: AUDIT, decision = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
+                true
+            }
+            Err(error) => {
+                recent.not_revoked(*cookie);
+                let gone = error.raw_os_error() == Some(libc::ENOENT);
+                if !gone {
+                    tracing::error!(%error, "cannot destroy the socket of a revoked flow");
+                }
+                !gone
+            }
+        }
+    }
+}
+
+/// What cutting has left to do.
+#[derive(Default)]
+pub struct Left {
+    /// Flows are to be cut again soon: a `connect()` that passed the hook before the change has no socket to destroy yet, or
+    /// its entry was being written.
+    pub again: bool,
+    /// Flows of other network namespaces than the host's, which are to be [cut](Revoked::cut) there.
+    pub elsewhere: Vec<Revoked>,
 }
 
 /// The map `DIRECT`.
@@ -40,14 +99,14 @@ impl DirectMap {
         Self { map, names, recent }
     }
 
-    /// Returns the live flows with their counters of now.
-    pub fn list(&self) -> Vec<Direct> {
+    /// Returns the live flows; with their counters of now, those in the calling thread's network namespace, `here`.
+    pub fn list(&self, here: u64) -> Vec<Direct> {
         let now = monotonic();
         self.entries()
             .filter_map(|(cookie, flow)| {
-                let bytes = sock_diag::bytes(flow.local, flow.remote, cookie).unwrap_or_default();
-                Some(Direct {
+                let mut direct = Direct {
                     cookie,
+                    netns: flow.netns,
                     source: self.names.name(flow.origin.source)?,
                     destination: self.names.name(flow.origin.destination)?,
                     pid: flow.origin.pid,
@@ -55,10 +114,13 @@ impl DirectMap {
                     original_dst: flow.origin.original_dst.into(),
                     local: flow.local.into(),
                     remote: flow.remote.into(),
-                    bytes_sent: bytes.sent,
-                    bytes_received: bytes.received,
+                    bytes: Bytes::default(),
                     age: now.saturating_sub(Duration::from_nanos(flow.origin.opened_ns)),
-                })
+                };
+                if flow.netns == here {
+                    direct.bytes = direct.count();
+                }
+                Some(direct)
             })
             .collect()
     }
@@ -68,38 +130,27 @@ impl DirectMap {
         self.map.get(&cookie, 0).is_ok()
     }
 
-    /// Destroys the sockets of flows that are not allowed any more. Returns whether it has to be called again soon:
-    /// a `connect()` that passed the hook before the change has no socket to destroy yet, or its entry was being written.
-    pub fn cut(&self, allowed: impl Fn(PolicyKey) -> bool) -> bool {
-        let mut again = false;
+    /// Destroys the sockets of flows that are not allowed any more, as far as they are in the calling thread's network
+    /// namespace, `here`.
+    pub fn cut(&self, here: u64, allowed: impl Fn(PolicyKey) -> bool) -> Left {
+        let mut left = Left::default();
         for (cookie, flow) in self.entries() {
             let key = PolicyKey { source: flow.origin.source, destination: flow.origin.destination };
             if allowed(key) {
                 continue;
             }
+            let revoked = Revoked { cookie, flow, recent: self.recent.clone() };
             if flow.state == DIRECT_ALLOWED {
-                again = true;
-                continue;
-            }
-            self.recent.revoking(cookie);
-            match sock_diag::destroy(flow.local, flow.remote, cookie) {
-                Ok(()) => {
-                    let (from, to) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
-                    tracing::info!(target: AUDIT, decision = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
-                }
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
-                    self.recent.not_revoked(cookie);
-                    // A closed socket has no entry: it leaves `DIRECT` before it leaves the kernel's table. One that has was read
-                    // while `sock_ops` wrote its ends.
-                    again |= self.contains(cookie);
-                }
-                Err(error) => {
-                    self.recent.not_revoked(cookie);
-                    tracing::error!(%error, "cannot destroy the socket of a revoked flow");
-                }
+                left.again = true;
+            } else if flow.netns != here {
+                left.elsewhere.push(revoked);
+            } else if !revoked.cut() {
+                // A closed socket has no entry: it leaves `DIRECT` before it leaves the kernel's table. One that has was read
+                // while `sock_ops` wrote its ends.
+                left.again |= self.contains(cookie);
             }
         }
-        again
+        left
     }
 
     /// Removes entries of sockets that are gone without having told: `connect()` failed before the SYN.

@@ -23,7 +23,7 @@ use super::{
     cgroup::{CgroupError, Governed, id_of, process_count},
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, Seen, View, desired},
-    direct::{Direct, DirectMap, monotonic},
+    direct::{Direct, DirectMap, Left, monotonic},
     egress::{Kept, Learnt},
     elsewhere::Elsewhere,
     events::{KernelLog, Recent},
@@ -276,9 +276,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes into the maps what follows from `mesh`, then cuts direct flows that are not allowed any more. Returns
-    /// whether [`cut`](Self::cut) has to be called again soon.
-    pub fn reconcile(&mut self, mesh: &Mesh) -> Result<bool, EngineError> {
+    /// Writes into the maps what follows from `mesh`, then [cuts](Self::cut) direct flows that are not allowed any more.
+    pub fn reconcile(&mut self, mesh: &Mesh) -> Result<Left, EngineError> {
         let view = View {
             node: &self.node,
             services: &self.services,
@@ -300,7 +299,8 @@ impl Engine {
         self.trouble = applied.as_ref().err().map(ToString::to_string);
         applied?;
         self.loaded.retire_other_schemas();
-        Ok(self.cut() || self.tables.shrunk())
+        let left = self.cut();
+        Ok(Left { again: left.again || self.tables.shrunk(), ..left })
     }
 
     /// Lets `service`, if it is `mesh-only` and its list has `name`, reach `addresses`, as it is about to be told, for `ttl`
@@ -341,9 +341,14 @@ impl Engine {
         self.tables.allows(pair)
     }
 
-    /// Cuts direct flows that are not allowed any more; returns whether it has to be called again soon.
-    pub fn cut(&self) -> bool {
-        self.direct.cut(|key| self.tables.allows(key))
+    /// Cuts direct flows that are not allowed any more, in the host's network namespace; returns what is left to do.
+    pub fn cut(&self) -> Left {
+        self.direct.cut(self.netns, |key| self.tables.allows(key))
+    }
+
+    /// Whether the connection with the socket cookie is a direct flow.
+    pub fn has_direct_flow(&self, cookie: u64) -> bool {
+        self.direct.contains(cookie)
     }
 
     /// Removes records of connections that never came to be.
@@ -390,8 +395,9 @@ impl Engine {
         all
     }
 
+    /// Returns the direct flows; the counters of those in other network namespaces than the host's are not filled in.
     pub fn direct_flows(&self) -> Vec<Direct> {
-        self.direct.list()
+        self.direct.list(self.netns)
     }
 
     /// Returns those of `connections` that are in clear and would be the mesh's, had they been opened now.

@@ -92,6 +92,12 @@ impl Served {
         all.iter().map(|(inode, n)| uncaptured::Namespace { inode: *inode, cookie: n.cookie }).collect()
     }
 
+    /// Returns the inode number of the one with the cookie.
+    pub fn inode(&self, cookie: u64) -> Option<u64> {
+        let all = self.lock();
+        all.iter().find(|(_, namespace)| namespace.cookie == cookie).map(|(inode, _)| *inode)
+    }
+
     pub fn has(&self, inode: u64) -> bool {
         self.lock().contains_key(&inode)
     }

@@ -1,0 +1,64 @@
+//! Direct flows in other network namespaces than the host's: their sockets are asked about, and destroyed, in there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+};
+
+use super::{namespaces::Served, visitor::Visitor};
+use crate::datapath::direct::{Bytes, Direct, Revoked};
+
+/// Destroys the sockets of `revoked`, where they are. Returns the cookies of those that had none.
+///
+/// Flows of a namespace that is not served stay: once it is, the maps are written anew, and what is not allowed is cut.
+pub async fn cut(visitor: Option<&Visitor>, namespaces: &Served, revoked: Vec<Revoked>) -> Vec<u64> {
+    let mut missed = Vec::new();
+    for (netns, there) in by_namespace(revoked, Revoked::netns) {
+        let (Some(visitor), Some(inode)) = (visitor, namespaces.inode(netns)) else {
+            let flows = there.len();
+            tracing::warn!(
+                flows,
+                netns,
+                "flows that no intention allows any more are in a network namespace that is not served: they stay open until it is"
+            );
+            continue;
+        };
+        let cut = move || Ok(there.iter().filter(|one| !one.cut()).map(Revoked::cookie).collect::<Vec<_>>());
+        match visitor.inside(inode, cut).await {
+            Ok(cookies) => missed.extend(cookies),
+            // Its last workload has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(namespace = inode, %error, "cannot cut flows in a network namespace");
+            }
+        }
+    }
+    missed
+}
+
+/// Fills in the counters of the flows that are not in the network namespace `host`; those that cannot be asked for stay
+/// as they are. It takes time, and blocks.
+pub fn count(visitor: Option<&Visitor>, namespaces: &Served, host: u64, flows: &mut [Direct]) {
+    let Some(visitor) = visitor else { return };
+    let elsewhere = flows.iter().filter(|flow| flow.netns != host).cloned().collect();
+    let mut counted: HashMap<u64, Bytes> = HashMap::new();
+    for (netns, there) in by_namespace(elsewhere, |flow: &Direct| flow.netns) {
+        let count = move || Ok(there.iter().map(|flow| (flow.cookie, flow.count())).collect::<Vec<_>>());
+        let inode = namespaces.inode(netns);
+        // For people to read: no error of its own.
+        counted.extend(inode.and_then(|inode| visitor.inside_now(inode, count).ok()).unwrap_or_default());
+    }
+    for flow in flows {
+        if let Some(bytes) = counted.get(&flow.cookie) {
+            flow.bytes = *bytes;
+        }
+    }
+}
+
+fn by_namespace<T>(flows: Vec<T>, netns: impl Fn(&T) -> u64) -> BTreeMap<u64, Vec<T>> {
+    let mut all: BTreeMap<u64, Vec<T>> = BTreeMap::new();
+    for flow in flows {
+        all.entry(netns(&flow)).or_default().push(flow);
+    }
+    all
+}
