@@ -102,6 +102,5 @@ pub const DIRECT_ALLOWED: u32 = 0;
 /// The SYN is about to be sent, or was: there is a socket to destroy.
 pub const DIRECT_CONNECTING: u32 = 1;
 
-/// An entry that is still `DIRECT_ALLOWED` this long after `connect()` is dead, and the daemon removes it; `sock_ops` writes into
-/// no entry of half that age.
+/// An entry that is still `DIRECT_ALLOWED` this long after `connect()` is dead, and the daemon removes it.
 pub const STILLBORN_NS: u64 = 10_000_000_000;

@@ -71,23 +71,8 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     let (local, remote) = context::ends(ctx);
-    let cookie = cookie_of(ctx);
-    if is_new(&state)
-        && let Some(entry) = maps::DIRECT.get_ptr_mut(cookie)
-    {
-        // In place: a replaced entry is one more that is allocated and freed. `copy_map_value` copies without the bucket's lock,
-        // so that the daemon may see half of this. `DIRECT_ALLOWED` sends it round again whatever the ends are; ends that are
-        // half written are no socket's (ENOENT), which sends it round again as long as there is an entry.
-        // SAFETY: the entry is this socket's, which the caller holds: nobody else writes it, and it is removed by `closed`, or by
-        // the daemon's sweep, which leaves alone what `is_new`. So its memory is no other entry's meanwhile.
-        unsafe {
-            (*entry).local = local;
-            (*entry).remote = remote;
-            (&raw mut (*entry).state).write_volatile(flow::DIRECT_CONNECTING);
-        }
-        return;
-    }
-    // With TCP_FASTOPEN_CONNECT the SYN may come long after connect(): past the sweep, or in the middle of it.
+    // Also when the entry is gone: with TCP_FASTOPEN_CONNECT the SYN may come long after connect(), past the sweep. Replaced as a
+    // whole, not written into: the daemon may be reading, or removing, what is there.
     let flow = DirectFlow {
         origin: state.origin,
         netns: netns_of(ctx),
@@ -96,15 +81,9 @@ fn connecting(ctx: &SockOpsContext) {
         state: flow::DIRECT_CONNECTING,
         pad: 0,
     };
-    if maps::DIRECT.insert(cookie, flow, BPF_ANY.into()).is_err() {
+    if maps::DIRECT.insert(cookie_of(ctx), flow, BPF_ANY.into()).is_err() {
         report::count(Counter::DeniedMapFull);
     }
-}
-
-/// Whether `connect()` was so little ago that the daemon's sweep is far from removing the entry.
-#[inline(always)]
-fn is_new(state: &SocketState) -> bool {
-    now().saturating_sub(state.origin.opened_ns) < flow::STILLBORN_NS / 2
 }
 
 #[inline(always)]

@@ -171,7 +171,8 @@ async fn cut_rest(kernel: Kernel, Left { mut again, elsewhere }: Left) {
     if !elsewhere.is_empty() {
         again |= kernel.cut_everywhere().await;
     }
-    // A socket that is still without a SYN after this never gets one: the sweep removes its entry.
+    // A socket that is still without a SYN after this gets none, and the sweep removes its entry; or it is a late one
+    // (TCP_FASTOPEN_CONNECT), which the kernel tells of.
     for _ in 0..20 {
         if !again {
             return;

@@ -1,15 +1,16 @@
 //! Direct flows: connections that the kernel made between two processes of this host.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd as _, time::Duration};
 
-use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::maps::{HashMap as BpfHashMap, IterableMap as _, MapData, MapError};
+use aya_obj::generated::BPF_NOEXIST;
 use mesh_common::{
     flow::{DIRECT_ALLOWED, DirectFlow, STILLBORN_NS},
     policy::PolicyKey,
 };
 
 pub use super::sock_diag::Bytes;
-use super::{events::Recent, flows::comm_text, names::NameReader, sock_diag};
+use super::{events::Recent, flows::comm_text, names::NameReader, sock_diag, sys};
 use crate::{identity::ServiceName, telemetry::AUDIT};
 
 /// A direct flow as `status` shows it.
@@ -67,7 +68,8 @@ impl Revoked {
             }
             Err(error) => {
                 recent.not_revoked(*cookie);
-                let gone = error.raw_os_error() == Some(libc::ENOENT);
+                // ESTALE: another socket has these ends.
+                let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE));
                 if !gone {
                     tracing::error!(%error, "cannot destroy the socket of a revoked flow");
                 }
@@ -81,7 +83,7 @@ impl Revoked {
 #[derive(Default)]
 pub struct Left {
     /// Flows are to be cut again soon: a `connect()` that passed the hook before the change has no socket to destroy yet, or
-    /// its entry was being written.
+    /// one was not found though it is still listed.
     pub again: bool,
     /// Flows of other network namespaces than the host's, which are to be [cut](Revoked::cut) there.
     pub elsewhere: Vec<Revoked>,
@@ -146,7 +148,7 @@ impl DirectMap {
                 left.elsewhere.push(revoked);
             } else if !revoked.cut() {
                 // A closed socket has no entry: it leaves `DIRECT` before it leaves the kernel's table. One that has was read
-                // while `sock_ops` wrote its ends.
+                // while its entry was replaced, whose memory may have become another's meanwhile.
                 left.again |= self.contains(cookie);
             }
         }
@@ -156,23 +158,29 @@ impl DirectMap {
     /// Removes entries of sockets that are gone without having told: `connect()` failed before the SYN.
     pub fn sweep(&mut self) {
         let now = monotonic();
-        let dead: Vec<u64> = self
-            .entries()
-            .filter(|(_, flow)| {
-                flow.state == DIRECT_ALLOWED
-                    && now.saturating_sub(Duration::from_nanos(flow.origin.opened_ns))
-                        > Duration::from_nanos(STILLBORN_NS)
-            })
-            .map(|(cookie, _)| cookie)
-            .collect();
+        let dead: Vec<u64> =
+            self.entries().filter(|(_, flow)| is_dead(flow, now)).map(|(cookie, _)| cookie).collect();
         for cookie in dead {
-            let _ = self.map.remove(&cookie);
+            // Its socket may have connected since it was looked at: then it is a flow that is to be found when it is to be cut.
+            if let Ok(Some(flow)) = sys::take::<u64, DirectFlow>(self.map.map().fd().as_fd(), &cookie)
+                && !is_dead(&flow, now)
+                && let Err(error) = self.map.insert(cookie, flow, BPF_NOEXIST.into())
+                && !matches!(&error, MapError::SyscallError(e) if e.io_error.kind() == io::ErrorKind::AlreadyExists)
+            {
+                tracing::error!(%error, "a direct flow is not listed any more, and would not be cut");
+            }
         }
     }
 
     fn entries(&self) -> impl Iterator<Item = (u64, DirectFlow)> + '_ {
         self.map.iter().filter_map(Result::ok)
     }
+}
+
+/// Whether its socket has no SYN to send any more.
+fn is_dead(flow: &DirectFlow, now: Duration) -> bool {
+    let age = now.saturating_sub(Duration::from_nanos(flow.origin.opened_ns));
+    flow.state == DIRECT_ALLOWED && age > Duration::from_nanos(STILLBORN_NS)
 }
 
 /// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
