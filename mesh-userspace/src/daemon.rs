@@ -444,17 +444,16 @@ impl Daemon {
     async fn follow_events(self: Arc<Self>, ring: RingBuf<MapData>, names: NameReader) {
         let (kernel, unserved) = (self.kernel.clone(), self.kernel.clone());
         // A connect() that read the policy just before a change is seen here, once it is established.
-        let opened = move |pair| {
-            let allowed = kernel.lock().allows(pair);
-            if !allowed {
-                kernel.cut();
-            }
+        let allows = {
+            let kernel = kernel.clone();
+            move |pair| kernel.lock().allows(pair)
         };
         let mesh = self.mesh.clone();
         let explain = move |source: &ServiceName, destination: &ServiceName| {
             mesh.load().intentions.as_ref()?.decide(source, destination).explanation()
         };
-        let told = events::Told { opened, unserved: move || unserved.want_namespaces(), explain };
+        let (cut, unserved) = (move || kernel.cut(), move || unserved.want_namespaces());
+        let told = events::Told { allows, cut, unserved, explain };
         if let Err(error) = events::follow(ring, names, self.recent.clone(), told).await {
             tracing::error!(%error, "the kernel's events are not read any more: stopping");
             self.broken.store(true, Relaxed);

@@ -1,6 +1,7 @@
 //! The ring buffer: what the kernel decided, told to the audit log and to `status`.
 
 use std::{
+    cell::Cell,
     collections::{HashSet, VecDeque},
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -52,19 +53,15 @@ pub struct Report {
     pub detail: Option<String>,
     /// `IPPROTO_*`; 0 where it is not told.
     pub protocol: u32,
-    /// The numbers of source and destination.
-    pub pair: PolicyKey,
     pub source: Option<ServiceName>,
     pub destination: Option<ServiceName>,
     pub pid: u32,
     pub program: String,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    pub cgroup: u64,
     pub cookie: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    pub rtt_us: u32,
 }
 
 impl Report {
@@ -104,18 +101,15 @@ fn report(event: &Event, names: &NameReader, at: SystemTime) -> Option<Report> {
         detail: matches!(reason, event::REASON_MESH_ONLY | event::REASON_PROTOCOL)
             .then(|| protocol_text(event.protocol)),
         protocol: event.protocol,
-        pair: pair(event),
         source: names.name(event.source),
         destination: names.name(event.destination),
         pid: event.pid,
         program: comm_text(&event.comm),
         local: event.local.into(),
         remote: event.remote.into(),
-        cgroup: event.cgroup,
         cookie: event.cookie,
         bytes_sent: event.bytes_sent,
         bytes_received: event.bytes_received,
-        rtt_us: event.rtt_us,
     })
 }
 
@@ -212,19 +206,16 @@ impl Recent {
             reason: event::reason_text(event::REASON_MESH_ONLY),
             detail: Some(what),
             protocol: 0,
-            pair: PolicyKey { source: 0, destination: 0 },
             source: Some(source.clone()),
             destination: None,
             pid: 0,
             program: String::new(),
             local: SocketAddr::from(([0, 0, 0, 0], 0)),
             remote: server,
-            cgroup: 0,
             // Sockets' cookies count from 1.
             cookie: NEXT.fetch_sub(1, Relaxed),
             bytes_sent: 0,
             bytes_received: 0,
-            rtt_us: 0,
         });
     }
 
@@ -254,9 +245,11 @@ fn ended(event: &Event, names: &NameReader, at: SystemTime, revoked: bool) -> Op
 }
 
 /// Who is told of an event when it is read.
-pub struct Told<O, N, E> {
-    /// A direct flow was established.
-    pub opened: O,
+pub struct Told<A, C, N, E> {
+    /// Whether the policy allows a direct flow that was established.
+    pub allows: A,
+    /// Among those that were read together are some that it does not.
+    pub cut: C,
     /// A workload is in a network namespace without a listener.
     pub unserved: N,
     /// Says why a pair was denied, where there is something to explain.
@@ -268,11 +261,16 @@ pub async fn follow(
     ring: RingBuf<MapData>,
     names: NameReader,
     recent: Recent,
-    told: Told<impl Fn(PolicyKey), impl Fn(), impl Fn(&ServiceName, &ServiceName) -> Option<String>>,
+    told: Told<
+        impl Fn(PolicyKey) -> bool,
+        impl Fn(),
+        impl Fn(),
+        impl Fn(&ServiceName, &ServiceName) -> Option<String>,
+    >,
 ) -> std::io::Result<()> {
     let [limit, ends] =
         [RateLimit::per_second(AUDITED_PER_SECOND), RateLimit::per_second(AUDITED_PER_SECOND)];
-    let reader = Reader { names, recent, told, limit, ends };
+    let reader = Reader { names, recent, told, limit, ends, revoked: Cell::new(false) };
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
@@ -288,6 +286,9 @@ pub async fn follow(
                 break;
             }
         }
+        if reader.revoked.take() {
+            (reader.told.cut)();
+        }
         if left > 0 {
             ready.clear_ready();
             sleep(PAUSE).await;
@@ -297,25 +298,30 @@ pub async fn follow(
     }
 }
 
-struct Reader<O, N, E> {
+struct Reader<A, C, N, E> {
     names: NameReader,
     recent: Recent,
-    told: Told<O, N, E>,
+    told: Told<A, C, N, E>,
     limit: RateLimit,
     ends: RateLimit,
+    /// A direct flow was established that is not allowed any more.
+    revoked: Cell<bool>,
 }
 
-impl<O, N, E> Reader<O, N, E>
+impl<A, C, N, E> Reader<A, C, N, E>
 where
-    O: Fn(PolicyKey),
+    A: Fn(PolicyKey) -> bool,
     N: Fn(),
     E: Fn(&ServiceName, &ServiceName) -> Option<String>,
 {
-    /// `None`: an event that this daemon does not know. What there is by the thousand, direct flows, costs no more than what comes of it.
+    /// `None`: an event that this daemon does not know. Direct flows, which there are by the thousand, become a [`Report`] only
+    /// where somebody reads it.
     fn take(&self, event: Event, at: SystemTime) -> Option<()> {
         match event.kind {
             event::EVENT_DIRECT_OPENED => {
-                (self.told.opened)(pair(&event));
+                if !(self.told.allows)(pair(&event)) {
+                    self.revoked.set(true);
+                }
                 self.limit.withhold(event.untold.into());
                 if let Some(unlogged_before) = self.limit.permit(Instant::now()) {
                     audit(&report(&event, &self.names, at)?, unlogged_before);
