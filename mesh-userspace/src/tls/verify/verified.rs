@@ -15,6 +15,8 @@ use super::Peer;
 /// A chain has one place, by its hash, and takes it from whoever was there: nothing is searched, nobody waits, and what a
 /// peer with many leafs can do to others is that they are verified as if there were no memory.
 const PLACES: usize = 256;
+/// A longer chain is not remembered: nobody's is, and who sends one is not to choose how much is kept.
+const MOST: usize = 16 * 1024;
 /// How long a chain is remembered, in seconds.
 const LASTS: u64 = 60;
 
@@ -75,6 +77,9 @@ impl Verified {
 
     /// Remembers that the chain of `peer` was verified at `now`. One of which the end of validity cannot be read is not.
     pub(super) fn keep(&self, fingerprint: Fingerprint, usage: KeyUsage, peer: &Arc<Peer>, now: UnixTime) {
+        if peer.chain.iter().map(|one| one.len()).sum::<usize>() > MOST {
+            return;
+        }
         let mut until = now.as_secs().saturating_add(LASTS);
         for certificate in &peer.chain {
             let Some(end) = not_after(certificate) else { return };
