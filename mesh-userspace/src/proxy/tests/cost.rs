@@ -73,8 +73,8 @@ fn nothing_costs_a_quarter_more_instructions_than_it_did() {
     assert!(dearer.is_empty(), "{}", dearer.join("\n"));
 }
 
-/// What both proxies have on the heap for one flow that is open, was used, and is idle, with the two sockets of its programs in
-/// this test.
+/// Bytes that both proxies have of Rust's allocator for one flow that is open, was used, and is idle, with the two sockets of its
+/// programs in this test. aws-lc's keys are not among them: it asks C's.
 const HELD: usize = 9_240;
 
 #[tokio::test]
@@ -93,8 +93,11 @@ async fn an_idle_flow_holds_no_tenth_more_memory_than_it_did() {
         passes(&mut server, &mut client, &[2; 128]).await;
         held.push((client, server));
     }
-    let found = (allocations::live() - before) / FLOWS;
+    let found = allocations::live().wrapping_sub(before) / FLOWS;
     eprintln!("an idle flow: {found} bytes, committed are {HELD}");
+    if found < HELD - HELD / 10 {
+        eprintln!("CHEAPER: commit the new figure, or the guard does not hold it");
+    }
     assert!(found < HELD + HELD / 10, "an idle flow holds {found} bytes, {HELD} before");
 }
 
