@@ -76,10 +76,9 @@ fn state(stage: &Stage, pair: &Pair) -> String {
 
 /// Returns `$ZTUNNEL_BIN`, or the `ztunnel` on the path.
 fn binary() -> Option<PathBuf> {
-    let given = std::env::var_os("ZTUNNEL_BIN").map(PathBuf::from);
+    if let Some(given) = std::env::var_os("ZTUNNEL_BIN") {
+        return Some(given.into()).filter(|place: &PathBuf| place.is_file());
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    given
-        .into_iter()
-        .chain(std::env::split_paths(&path).map(|folder| folder.join("ztunnel")))
-        .find(|place| place.is_file())
+    std::env::split_paths(&path).map(|folder| folder.join("ztunnel")).find(|place| place.is_file())
 }
