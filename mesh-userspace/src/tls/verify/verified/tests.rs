@@ -179,3 +179,19 @@ fn all_connections_of_a_peer_share_what_it_presented() {
     assert!(Arc::ptr_eq(&again(), &again()));
     assert_eq!(again().chain, chain);
 }
+
+#[test]
+fn a_chain_longer_than_anybodys_is_not_remembered() {
+    let ca = Ca::new(DOMAIN);
+    let (memory, now, real) = (Verified::default(), UnixTime::now(), ca.leaf("web"));
+    let leaf = chain(&real, &[]);
+    let fits = MOST / leaf[0].len();
+    let remembered = |length: usize| {
+        let peer = Arc::new(Peer { id: real.id.clone(), chain: vec![leaf[0].clone(); length] });
+        let print = Fingerprint::of(&leaf[0], &peer.chain[1..]);
+        memory.keep(print, CLIENT, &peer, now);
+        memory.find(&print, CLIENT, now).is_some()
+    };
+    assert!(remembered(fits));
+    assert!(!remembered(fits + 1));
+}
