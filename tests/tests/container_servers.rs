@@ -246,6 +246,27 @@ fn direct_flows_inside_a_container_are_listed_with_their_bytes_and_cut() {
 }
 
 #[test]
+fn service_that_a_reload_removes_loses_its_direct_flows_inside_a_container() {
+    require_root!();
+    let (mut mesh, container, _server) = one();
+    mesh.a.intention("db", "db", "allow");
+    wait::until("db to reach itself", || {
+        let said = from_container(&container, "127.0.0.1:5432", &["--read", "7"]);
+        if said["received"] == "welcome" { Ok(()) } else { Err(said.to_string()) }
+    });
+    let probe = tool("probe");
+    let words =
+        [probe.to_str().expect("UTF-8"), "connect", "127.0.0.1:5432", "--read", "8", "--wait", "120000"];
+    let mut live = Process::spawn(container.command(&words), &mesh.b.host.log_file("live"));
+    mesh.b.wait_status("the live flow", |s| s.flows("db", "db").len() == 1);
+    mesh.b.config.services.retain(|service| service.name != "db");
+    mesh.b.write_config();
+    mesh.b.cli(&["reload"]).ok();
+    live.wait();
+    assert!(live.log().contains("ECONNABORTED"), "{}\n{}", live.log(), mesh.b.log());
+}
+
+#[test]
 fn program_that_listens_on_the_containers_address_only_is_reached() {
     require_root!();
     let mesh = scene(db());

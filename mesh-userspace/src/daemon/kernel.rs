@@ -93,7 +93,7 @@ impl Kernel {
     }
 
     /// The same, and waits for it. Returns whether flows are to be cut again soon.
-    async fn cut_everywhere(&self) -> bool {
+    pub async fn cut_everywhere(&self) -> bool {
         let _one = self.cutting.lock().await;
         // What was cut while this waited is not among them.
         let Left { again, elsewhere } = self.lock().cut();

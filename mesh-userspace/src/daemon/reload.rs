@@ -55,6 +55,8 @@ impl Daemon {
         }
         self.config.store(Arc::new(new));
         self.kernel.reconcile();
+        // Before the namespaces of services that are no more are left: nobody can cut in there afterwards.
+        self.kernel.cut_everywhere().await;
         self.kernel.want_namespaces();
         tracing::info!(?changes, "the configuration was read again");
         Ok(ReloadReport { changes })
