@@ -204,10 +204,14 @@ fn cli(host: &Host, words: &[&str]) -> Output {
 /// Returns the binary under test: `$MESHNODE_BIN`, or the one beside the tests.
 ///
 /// # Panics
-/// When it was not built.
+/// When it was not built, or what the variable names is no file.
 #[track_caller]
 pub fn binary() -> PathBuf {
-    std::env::var_os("MESHNODE_BIN").map_or_else(|| tool("meshnode"), PathBuf::from)
+    let Some(given) = std::env::var_os("MESHNODE_BIN").map(PathBuf::from) else { return tool("meshnode") };
+    // It is started from other directories.
+    let absolute = std::path::absolute(&given).expect("there is a working directory");
+    assert!(absolute.is_file(), "MESHNODE_BIN={}: {} is no file", given.display(), absolute.display());
+    absolute
 }
 
 /// Makes a file of the host readable for its owner only.
