@@ -21,7 +21,7 @@ pub const CONTESTANT: Contestant = Contestant {
     against: super::PLAIN,
     find: || {
         let binary = binary().ok_or(
-            "in no package: build github.com/istio/ztunnel with `cargo build --release --features testing`, and set \
+            "in no package: build the repository istio/ztunnel with `cargo build --release --features testing`, and set \
              ZTUNNEL_BIN to the binary",
         )?;
         version(&[binary.to_str().expect("UTF-8"), "version"])
