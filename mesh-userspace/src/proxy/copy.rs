@@ -10,14 +10,19 @@
 //! One task serves both directions. A byte is moved by the kernel into a buffer of the thread, by the cipher into another
 //! one, and by the kernel out of that; what a socket will not take now waits where it is. An idle flow holds no buffer.
 
+mod incoming;
+mod outgoing;
+
 use std::{
     future::Future,
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    task::{Context, Poll},
+    time::Duration,
 };
 
+use incoming::Incoming;
+use outgoing::Outgoing;
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
@@ -25,15 +30,15 @@ use tokio::{
 };
 
 use super::{
-    buffer::{BATCH, Buffer},
+    buffer::Buffer,
     endpoint::Endpoint,
     flow::Flow,
-    link::{self, Link, Word},
-    pace::{Pace, SHORT},
+    link::{Link, Word},
+    pace::Pace,
     reason::Reason,
-    socket::{pending_error, poll_read, poll_write, shutdown, unacknowledged},
+    socket::{pending_error, unacknowledged},
 };
-use crate::tls::{Opened, Session, record};
+use crate::tls::Session;
 
 /// Rounds of both directions before other flows of the thread get their turn: about a mebibyte each way.
 const ROUNDS: usize = 8;
@@ -127,33 +132,6 @@ struct Copy<'a, E> {
     mesh_lost: Option<Lost<'a>>,
 }
 
-/// Program to mesh.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outgoing {
-    Open,
-    /// The program sent FIN; the word that says so is under way.
-    Closing,
-    /// The peer was told.
-    Closed,
-    /// The peer does not take anything any more.
-    Failed,
-}
-
-/// Mesh to program.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Incoming {
-    Open {
-        /// Something may have come before this flow began to copy.
-        unopened: bool,
-    },
-    /// The peer has sent all; the program may still have to take bytes.
-    Closing,
-    /// FIN was sent to the program.
-    Closed,
-    /// The program does not take anything any more.
-    Failed,
-}
-
 /// Resolves once a socket has failed.
 type Lost<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + Send + 'a>>;
 
@@ -199,293 +177,6 @@ impl<'a, E: Endpoint<'a>> Copy<'a, E> {
         match reason {
             Reason::RefusedByPeer(_) | Reason::NotReady | Reason::ExternalTls(_) => reason,
             other => self.failed.take().unwrap_or(other),
-        }
-    }
-
-    /// One step from the program to the mesh.
-    fn send(&mut self, cx: &mut Context<'_>) -> Progress {
-        if matches!(self.outgoing, Outgoing::Closed | Outgoing::Failed) {
-            return Ok(false);
-        }
-        self.tls.renew().map_err(|e| link::broken(&e))?;
-        let mut moved = self.sealed.is_some() || !self.tls.owed.is_empty();
-        match self.flush(cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Ok(self.cannot_send(&error)),
-            Poll::Pending => return Ok(false),
-        }
-        if self.outgoing == Outgoing::Closing {
-            // Between meshnodes the connection goes on.
-            return match if self.meshnode { Ok(()) } else { shutdown(self.mesh) } {
-                Ok(()) => {
-                    self.outgoing = Outgoing::Closed;
-                    Ok(true)
-                }
-                Err(error) => Ok(self.cannot_send(&error)),
-            };
-        }
-        let mut plain = Buffer::take();
-        let most = BATCH * self.most();
-        let room = &mut plain.all()[..most];
-        let ahead = std::mem::take(&mut self.unasked).then(|| self.program.read_ahead(room)).flatten();
-        match ahead.map_or_else(|| self.program.poll_read(cx, room), Poll::Ready) {
-            Poll::Pending => {
-                // The peer is to know of the flow before the program says anything.
-                if self.word.is_some() {
-                    self.seal(&[])?;
-                    moved = true;
-                }
-                Ok(moved)
-            }
-            Poll::Ready(Err(error)) => Err(self.program.reason(&error)),
-            Poll::Ready(Ok(0)) => {
-                if let Some(reason) = self.failed.take() {
-                    return Err(reason);
-                }
-                // A flow that is not opened yet is opened first; its end is read once more.
-                if self.word.is_none() {
-                    self.outgoing = Outgoing::Closing;
-                    let last = self.role == Role::Server && self.incoming == Incoming::Closed;
-                    *self.settled |= last;
-                    self.word = self.meshnode.then_some(if last { Word::EndLast } else { Word::End });
-                }
-                if self.meshnode {
-                    self.seal(&[])?
-                } else {
-                    self.tls.close().map_err(|e| link::broken(&e))?
-                }
-                Ok(true)
-            }
-            Poll::Ready(Ok(count)) => {
-                self.seal(&plain.all()[..count])?;
-                self.flow.add_out(count);
-                Ok(true)
-            }
-        }
-    }
-
-    /// The most of the program's bytes in one record.
-    fn most(&self) -> usize {
-        record::MOST - usize::from(self.meshnode)
-    }
-
-    /// Seals `data` in records, or a record without data if there is none, and sends what the mesh takes now.
-    fn seal(&mut self, data: &[u8]) -> Result<(), Reason> {
-        debug_assert!(self.sealed.is_none() && self.tls.owed.is_empty(), "records are sent in their order");
-        if data.len() > SHORT {
-            self.pace.go_on(Instant::now());
-        }
-        let (mut sealed, mut filled, mut left) = (Buffer::take(), 0, data);
-        loop {
-            let (now, later) = left.split_at(self.pace.next(left.len().min(self.most())));
-            let word = self.word.take().unwrap_or(Word::Data) as u8;
-            let trailer = if self.meshnode { &[word][..] } else { &[] };
-            let length =
-                self.tls.seal(now, trailer, &mut sealed.all()[filled..]).map_err(|e| link::broken(&e))?;
-            filled += length;
-            left = later;
-            if left.is_empty() {
-                break;
-            }
-        }
-        sealed.hold(0, filled);
-        while !sealed.is_empty() {
-            match self.mesh.try_write(&sealed) {
-                Ok(count) => {
-                    self.sent += count;
-                    sealed.consume(count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.sealed = Some(sealed);
-                    return Ok(());
-                }
-                Err(error) => {
-                    self.cannot_send(&error);
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what is sealed, in the order in which it was.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(sealed) = &mut self.sealed {
-            while !sealed.is_empty() {
-                let count = ready!(poll_write(self.mesh, cx, sealed))?;
-                self.sent += count;
-                sealed.consume(count);
-            }
-            self.sealed = None;
-        }
-        while !self.tls.owed.is_empty() {
-            let count = ready!(poll_write(self.mesh, cx, &self.tls.owed))?;
-            self.sent += count;
-            self.tls.owed.drain(..count);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn cannot_send(&mut self, error: &io::Error) -> bool {
-        self.failed.get_or_insert(Reason::PeerReset(error.kind()));
-        self.outgoing = Outgoing::Failed;
-        true
-    }
-
-    fn cannot_deliver(&mut self, error: &io::Error) -> bool {
-        self.failed.get_or_insert_with(|| self.program.reason(error));
-        self.incoming = Incoming::Failed;
-        true
-    }
-
-    /// One step from the mesh to the program.
-    fn receive(&mut self, cx: &mut Context<'_>) -> Progress {
-        if matches!(self.incoming, Incoming::Closed | Incoming::Failed) {
-            return Ok(false);
-        }
-        let mut moved = false;
-        while let Some(plain) = &mut self.plain {
-            match self.program.poll_write(cx, plain) {
-                Poll::Ready(Ok(count)) => plain.consume(count),
-                Poll::Ready(Err(error)) => return Ok(self.cannot_deliver(&error)),
-                Poll::Pending => return Ok(moved),
-            }
-            if plain.is_empty() {
-                self.plain = None;
-            }
-            moved = true;
-        }
-        match self.incoming {
-            Incoming::Closing => self.finish_receiving(cx, moved),
-            Incoming::Open { unopened: true } => {
-                self.incoming = Incoming::Open { unopened: false };
-                let wire = self.received.take().unwrap_or_else(Buffer::take);
-                self.open(wire)?;
-                Ok(true)
-            }
-            _ => {
-                let mut wire = self.received.take().unwrap_or_else(Buffer::take);
-                match poll_read(self.mesh, cx, wire.room()) {
-                    Poll::Pending => {
-                        *self.received = (!wire.is_empty()).then_some(wire);
-                        Ok(moved)
-                    }
-                    Poll::Ready(Err(error)) => Err(Reason::PeerReset(error.kind())),
-                    Poll::Ready(Ok(0)) => Err(Reason::Truncated),
-                    Poll::Ready(Ok(count)) => {
-                        self.trial = None;
-                        wire.fill(count);
-                        self.open(wire)?;
-                        Ok(true)
-                    }
-                }
-            }
-        }
-    }
-
-    /// The peer has said all, and the program has it.
-    fn finish_receiving(&mut self, cx: &mut Context<'_>, moved: bool) -> Progress {
-        if let Some(reason) = self.failed.take() {
-            return Err(reason);
-        }
-        match self.program.poll_shutdown(cx) {
-            Poll::Ready(Ok(())) => {
-                self.incoming = Incoming::Closed;
-                Ok(true)
-            }
-            Poll::Ready(Err(error)) => Ok(self.cannot_deliver(&error)),
-            Poll::Pending => Ok(moved),
-        }
-    }
-
-    /// Opens the records in `wire` and delivers what they hold; the first part of one waits for the rest of it.
-    fn open(&mut self, mut wire: Buffer) -> Result<(), Reason> {
-        // Plaintext is shorter than its records, so that it has room.
-        let (mut plain, mut filled) = (Buffer::take(), 0);
-        let mut broken = None;
-        while broken.is_none() && matches!(self.incoming, Incoming::Open { .. }) {
-            match self.open_one(&mut wire, &mut plain.all()[filled..]) {
-                Ok(Some(length)) => filled += length,
-                Ok(None) => break,
-                Err(reason) => broken = Some(reason),
-            }
-        }
-        *self.received = (!wire.is_empty()).then_some(wire);
-        // What came in order before something did not is the program's.
-        plain.hold(0, filled);
-        self.deliver(plain);
-        broken.map_or(Ok(()), Err)
-    }
-
-    /// Opens the first record of `wire` into `plain`; returns how much of the program's it held. `None`: it is not all there.
-    fn open_one(&mut self, wire: &mut Buffer, plain: &mut [u8]) -> Result<Option<usize>, Reason> {
-        let opened = self.tls.open(wire, plain).map_err(|error| {
-            self.tls.abort(&error);
-            // A last attempt to tell the peer why; the reset follows anyway.
-            if self.sealed.is_none() {
-                let _ = self.mesh.try_write(&self.tls.owed);
-            }
-            link::broken(&error)
-        })?;
-        let Some((held, length)) = opened else { return Ok(None) };
-        wire.consume(length);
-        match held {
-            Opened::Nothing => Ok(Some(0)),
-            Opened::CloseNotify if self.meshnode => Err(link::out_of_turn()),
-            Opened::CloseNotify => {
-                self.incoming = Incoming::Closing;
-                Ok(Some(0))
-            }
-            Opened::Data(length) if self.meshnode => {
-                let (word, length) = link::word(plain, length)?;
-                match (word, self.role) {
-                    (Word::Data, _) => {}
-                    (Word::End, _) => self.incoming = Incoming::Closing,
-                    (Word::EndLast, Role::Caller) => {
-                        *self.settled = true;
-                        self.incoming = Incoming::Closing;
-                    }
-                    (Word::Refused, Role::Caller) => return Err(link::refused(&plain[..length])),
-                    _ => return Err(link::out_of_turn()),
-                }
-                Ok(Some(length))
-            }
-            Opened::Data(length) => Ok(Some(length)),
-        }
-    }
-
-    /// Delivers what came with the flow's first word; the runtime has not looked at the program's socket yet.
-    fn deliver_first(&mut self, mut first: Buffer) {
-        match self.program.write_ahead(&first) {
-            Some(Ok(count)) => {
-                self.flow.add_in(count);
-                first.consume(count);
-                self.deliver(first);
-            }
-            None => self.deliver(first),
-            Some(Err(error)) => {
-                self.flow.add_in(first.len());
-                self.cannot_deliver(&error);
-            }
-        }
-    }
-
-    /// Writes to the program what it takes now, and keeps the rest.
-    fn deliver(&mut self, mut plain: Buffer) {
-        debug_assert!(self.plain.is_none(), "the program gets bytes in their order");
-        self.flow.add_in(plain.len());
-        while !plain.is_empty() {
-            match self.program.try_write(&plain) {
-                Ok(count) => plain.consume(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.plain = Some(plain);
-                    return;
-                }
-                Err(error) => {
-                    self.cannot_deliver(&error);
-                    return;
-                }
-            }
         }
     }
 
