@@ -49,7 +49,6 @@ use crate::{
         engine::{self, Engine, Outlets},
         events,
         guards::Guards,
-        names::NameReader,
     },
     dns::{self, Dns, Zones},
     fast_path::Probed,
@@ -268,7 +267,7 @@ impl Daemon {
             tracing::warn!("the BPF programs were built for debugging: they log each decision");
             tokio::spawn(events::follow_log(log));
         }
-        tokio::spawn(daemon.clone().follow_events(outlets.events, outlets.names));
+        tokio::spawn(daemon.clone().follow_events(outlets.events));
         Ok(daemon)
     }
 
@@ -441,7 +440,7 @@ impl Daemon {
         }
     }
 
-    async fn follow_events(self: Arc<Self>, ring: RingBuf<MapData>, names: NameReader) {
+    async fn follow_events(self: Arc<Self>, ring: RingBuf<MapData>) {
         let (kernel, unserved) = (self.kernel.clone(), self.kernel.clone());
         // A connect() that read the policy just before a change is seen here, once it is established.
         let allows = {
@@ -454,7 +453,7 @@ impl Daemon {
         };
         let (cut, unserved) = (move || kernel.cut(), move || unserved.want_namespaces());
         let told = events::Told { allows, cut, unserved, explain };
-        if let Err(error) = events::follow(ring, names, self.recent.clone(), told).await {
+        if let Err(error) = events::follow(ring, self.recent.clone(), told).await {
             tracing::error!(%error, "the kernel's events are not read any more: stopping");
             self.broken.store(true, Relaxed);
             self.stop.notify_one();

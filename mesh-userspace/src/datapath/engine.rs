@@ -31,7 +31,7 @@ use super::{
     guards::Guards,
     host,
     load::{AttachState, HOOKS, Limits, LoadError, Loaded},
-    names::{NameReader, Names},
+    names::Names,
     queries::{self, QueryMaps},
     sock_diag,
     tables::{TableError, Tables},
@@ -100,7 +100,6 @@ pub struct Outlets {
     pub flows: FlowMap,
     pub queries: QueryMaps,
     pub events: RingBuf<MapData>,
-    pub names: NameReader,
     /// What the programs log, if they were built with `cargo xtask build-ebpf --debug`.
     pub log: Option<KernelLog>,
     /// The newest events, once `events::follow` runs.
@@ -135,7 +134,6 @@ impl Engine {
             flows: FlowMap::new(pinned(&loaded, map::FLOWS)?, names.reader()),
             queries: QueryMaps::new(dns_routes(&loaded)?, pinned(&loaded, map::FLOWS)?, names.reader()),
             events: typed(&mut loaded, map::EVENTS)?,
-            names: names.reader(),
         };
         let mut degraded = Vec::new();
         let mut same_host_mtls = settings.same_host_mtls;

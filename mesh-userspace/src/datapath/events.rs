@@ -259,7 +259,6 @@ pub struct Told<A, C, N, E> {
 /// Reads events until the task is dropped.
 pub async fn follow(
     ring: RingBuf<MapData>,
-    names: NameReader,
     recent: Recent,
     told: Told<
         impl Fn(PolicyKey) -> bool,
@@ -270,7 +269,7 @@ pub async fn follow(
 ) -> std::io::Result<()> {
     let [limit, ends] =
         [RateLimit::per_second(AUDITED_PER_SECOND), RateLimit::per_second(AUDITED_PER_SECOND)];
-    let reader = Reader { names, recent, told, limit, ends, revoked: Cell::new(false) };
+    let reader = Reader { recent, told, limit, ends, revoked: Cell::new(false) };
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
@@ -299,7 +298,6 @@ pub async fn follow(
 }
 
 struct Reader<A, C, N, E> {
-    names: NameReader,
     recent: Recent,
     told: Told<A, C, N, E>,
     limit: RateLimit,
@@ -324,7 +322,7 @@ where
                 }
                 self.limit.withhold(event.untold.into());
                 if let Some(unlogged_before) = self.limit.permit(Instant::now()) {
-                    audit(&report(&event, &self.names, at)?, unlogged_before);
+                    audit(&report(&event, &self.recent.names, at)?, unlogged_before);
                 }
                 Some(())
             }
@@ -332,11 +330,11 @@ where
                 let revoked = self.recent.ended(event, at);
                 // Of no decision: it takes no other's place among the lines.
                 if tracing::enabled!(tracing::Level::DEBUG) && self.ends.permit(Instant::now()).is_some() {
-                    audit(&ended(&event, &self.names, at, revoked)?, 0);
+                    audit(&ended(&event, &self.recent.names, at, revoked)?, 0);
                 }
                 Some(())
             }
-            _ => self.report(report(&event, &self.names, at)?),
+            _ => self.report(report(&event, &self.recent.names, at)?),
         }
     }
 
