@@ -7,7 +7,9 @@ if (!$socket) {
     print "perl error=$!\n";
     exit 1;
 }
+# Once both ends have closed, a socket has no peer to tell.
+my $peer = $socket->peerhost;
 print $socket "sent by perl";
 shutdown $socket, 1;
 local $/;
-print "perl peer=", $socket->peerhost, " received=", scalar <$socket>, "\n";
+print "perl peer=$peer received=", scalar <$socket>, "\n";

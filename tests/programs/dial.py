@@ -7,9 +7,10 @@ import sys
 
 def blocking(to):
     with socket.create_connection(to, timeout=20) as sock:
+        peer = sock.getpeername()[0]  # once both ends have closed, a socket has none to tell
         sock.sendall(b"sent by python")
         sock.shutdown(socket.SHUT_WR)
-        return sock.getpeername()[0], b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+        return peer, b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
 async def stream(to):

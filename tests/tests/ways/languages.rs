@@ -80,7 +80,8 @@ fn python_and_perl_and_bash_are_captured_or_denied() {
 
     let script = source("dial.pl");
     let Tried { allowed, denied } = tried(&ways, &["perl", script.to_str().expect("UTF-8")]);
-    assert!(allowed.ok().contains(&peer));
+    let said = allowed.ok();
+    assert!(said.contains(&peer), "{said}");
     assert!(denied.fails().contains("error=Operation not permitted"));
 
     let mut captured = 3;
