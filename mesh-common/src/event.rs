@@ -19,20 +19,16 @@ pub struct Event {
     /// `IPPROTO_*`: of the connection, or of the socket that was refused.
     pub protocol: u32,
     pub netns: u64,
-    /// The id of the caller's own cgroup.
-    pub cgroup: u64,
     /// Socket cookie.
     pub cookie: u64,
-    pub pad: u64,
     /// Application bytes sent by, and received by, the connecting socket.
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// Smoothed round trip, microseconds.
-    pub rtt_us: u32,
     /// How many events of this kind were left out on this processor since the last one.
     pub untold: u32,
+    pub pad: u32,
 }
-contract!(Event, 136);
+contract!(Event, 120);
 
 /// Value of `OPENED`, one for each processor: how many `EVENT_DIRECT_OPENED` were told of lately.
 #[repr(C)]
@@ -87,6 +83,9 @@ pub const EVENT_DIRECT_CLOSED: u32 = 6;
 pub const EVENT_FLOW_LOST: u32 = 7;
 /// A workload made a socket in a network namespace that the daemon does not listen in.
 pub const EVENT_NAMESPACE: u32 = 8;
+/// A direct flow is about to send its SYN, but there was no room to list it; the daemon ends it, which would not find it when it
+/// is to be cut. `remote` is the end that it connects to.
+pub const EVENT_DIRECT_LOST: u32 = 9;
 
 pub const REASON_NONE: u32 = 0;
 /// No intention allows it.

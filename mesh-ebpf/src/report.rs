@@ -1,9 +1,6 @@
 //! Counters and events.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_comm,
-    generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid},
-};
+use aya_ebpf::helpers::{bpf_get_current_comm, generated::bpf_get_current_pid_tgid};
 use mesh_common::{addr::Endpoint, counter::Counter, event::Event, flow::COMM_LEN};
 
 use crate::maps;
@@ -31,13 +28,11 @@ pub fn blank(kind: u32) -> Event {
         comm: [0; 16],
         protocol: 0,
         netns: 0,
-        cgroup: 0,
         cookie: 0,
-        pad: 0,
         bytes_sent: 0,
         bytes_received: 0,
-        rtt_us: 0,
         untold: 0,
+        pad: 0,
     }
 }
 
@@ -47,11 +42,8 @@ pub fn by_caller(kind: u32, reason: u32) -> Event {
     let mut event = blank(kind);
     event.reason = reason;
     event.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
-    // SAFETY: the helpers take nothing.
-    unsafe {
-        event.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        event.cgroup = bpf_get_current_cgroup_id();
-    }
+    // SAFETY: the helper takes nothing.
+    event.pid = unsafe { (bpf_get_current_pid_tgid() >> 32) as u32 };
     event
 }
 

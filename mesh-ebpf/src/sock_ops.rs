@@ -82,7 +82,8 @@ fn connecting(ctx: &SockOpsContext) {
         pad: 0,
     };
     if maps::DIRECT.insert(cookie_of(ctx), flow, BPF_ANY.into()).is_err() {
-        report::count(Counter::DeniedMapFull);
+        report::count(Counter::FlowLost);
+        emit(ctx, event::EVENT_DIRECT_LOST, &state, 0);
     }
 }
 
@@ -168,7 +169,7 @@ fn forget(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState, untold: u32) {
-    let (local, _) = context::ends(ctx);
+    let (local, remote) = context::ends(ctx);
     let mut event = report::blank(kind);
     event.untold = untold;
     event.source = state.origin.source;
@@ -176,7 +177,7 @@ fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState, untold: u32) {
     event.pid = state.origin.pid;
     event.comm = state.origin.comm;
     event.local = local;
-    event.remote = state.origin.original_dst;
+    event.remote = if kind == event::EVENT_DIRECT_LOST { remote } else { state.origin.original_dst };
     event.netns = netns_of(ctx);
     event.cookie = cookie_of(ctx);
     // SAFETY: the kernel passes a valid context.
@@ -184,8 +185,6 @@ fn emit(ctx: &SockOpsContext, kind: u32, state: &SocketState, untold: u32) {
         // The SYN counts as one acknowledged byte (`tcp_snd_una_update`).
         event.bytes_sent = (*ctx.ops).bytes_acked.saturating_sub(1);
         event.bytes_received = (*ctx.ops).bytes_received;
-        // `srtt_us` holds eighths (`tcp_rtt_estimator`).
-        event.rtt_us = (*ctx.ops).srtt_us >> 3;
     }
     report::emit(&event);
 }

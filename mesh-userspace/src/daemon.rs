@@ -441,7 +441,7 @@ impl Daemon {
     }
 
     async fn follow_events(self: Arc<Self>, ring: RingBuf<MapData>) {
-        let (kernel, unserved) = (self.kernel.clone(), self.kernel.clone());
+        let [kernel, unlisted, unserved] = [(); 3].map(|()| self.kernel.clone());
         // A connect() that read the policy just before a change is seen here, once it is established.
         let allows = {
             let kernel = kernel.clone();
@@ -451,8 +451,9 @@ impl Daemon {
         let explain = move |source: &ServiceName, destination: &ServiceName| {
             mesh.load().intentions.as_ref()?.decide(source, destination).explanation()
         };
-        let (cut, unserved) = (move || kernel.cut(), move || unserved.want_namespaces());
-        let told = events::Told { allows, cut, unserved, explain };
+        let (cut, unlisted) = (move || kernel.cut(), move |flows| unlisted.end(flows));
+        let unserved = move || unserved.want_namespaces();
+        let told = events::Told { allows, cut, unlisted, unserved, explain };
         if let Err(error) = events::follow(ring, self.recent.clone(), told).await {
             tracing::error!(%error, "the kernel's events are not read any more: stopping");
             self.broken.store(true, Relaxed);

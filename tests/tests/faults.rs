@@ -9,6 +9,7 @@ use mesh_tests::{
     fixture::{Mesh, Scene, client_host, connect, serve, welcoming},
     host::Host,
     meshnode::{Meshnode, UNMANAGED, binary},
+    net::Network,
     require_root, wait,
 };
 
@@ -110,6 +111,60 @@ fn a_full_map_denies_and_counts() {
     wait::until_true("room", || {
         connect(&mesh.a.host, "web", "127.0.0.1:5432", &["--read", "7"])["received"] == "welcome"
     });
+}
+
+/// Its `connect()` is allowed, and says so; the SYN goes with the first write, when the file that is named is there. Prints how it
+/// ends.
+const LATE_SYN: &str = "import errno, os, socket, sys, time
+s = socket.socket()
+s.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+s.connect(('127.0.0.1', 7001))
+while not os.path.exists(sys.argv[1]):
+    time.sleep(.01)
+s.settimeout(25)
+try:
+    s.send(b'x')
+    while s.recv(1):
+        pass
+    print('EOF')
+except OSError as e:
+    print(errno.errorcode.get(e.errno, e))
+";
+
+/// Takes half a minute: so often the daemon looks for what never sent its SYN.
+#[test]
+fn direct_flow_that_a_full_map_cannot_list_is_ended_and_named() {
+    require_root!();
+    let net = Network::new();
+    let (a, b) = (net.host("a"), net.host("b"));
+    // Clients need no cookie, so that connect() leaves the SYN to the first write.
+    a.run("", &["sh", "-c", "echo 1543 > /proc/sys/net/ipv4/tcp_fastopen"]).ok();
+    let mut scene = Scene::new(&[]);
+    scene.on_a = vec![Service::server("echo", 7001), Service::client("web")];
+    scene.sections = "[limits]\ndirect_flows = 4\n".to_owned();
+    let mesh = scene.start_on(net, a, b);
+    let _server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
+    mesh.a.intention("web", "echo", "allow");
+    wait::until_true("the intention to act", || {
+        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
+    });
+    mesh.a.wait_status("no flow", |s| s.all_flows().is_empty());
+    let now = mesh.a.host.space().scratch().join("now");
+    let mut late = mesh.a.host.spawn("web", &["python3", "-c", LATE_SYN, now.to_str().expect("UTF-8")]);
+    mesh.a.wait_status("its connect()", |s| s.flows("web", "echo").len() == 1);
+    mesh.a.wait_status("that to be forgotten", |s| s.all_flows().is_empty());
+    let hold = ["connect", "127.0.0.1:7001", "--wait", "60000"];
+    let mut holders: Vec<_> = (0..4).map(|_| mesh.a.host.spawn_probe("web", &hold)).collect();
+    mesh.a.wait_status("a full map", |s| s.flows("web", "echo").len() == 4);
+    std::fs::write(now, "").expect("scratch is ours");
+    let status = late.wait();
+    assert_eq!((status.code(), late.log().trim()), (Some(0), "ECONNABORTED"));
+    let status = mesh.a.wait_status("the record", |s| {
+        s.recent("web", "echo").iter().any(|f| f["state"] == "failed" && f["reason"] == "map-full")
+    });
+    assert_eq!(status.counter("flow_lost"), 1);
+    wait::until_true("its line", || mesh.a.log().contains("raise [limits] direct_flows"));
+    assert!(holders.iter_mut().all(|one| one.ended().is_none()), "the others go on");
 }
 
 #[test]

@@ -6,24 +6,24 @@ use std::{
 };
 
 use super::{namespaces::Served, visitor::Visitor};
-use crate::datapath::direct::{Bytes, Direct, Revoked};
+use crate::datapath::direct::{Bytes, Direct, Doomed};
 
-/// Destroys the sockets of `revoked`, where they are. Returns the cookies of those that had none.
+/// Destroys the sockets of `doomed`, where they are. Returns the cookies of those that had none.
 ///
 /// Flows of a namespace that is not served stay: once it is, the maps are written anew, and what is not allowed is cut.
-pub async fn cut(visitor: Option<&Visitor>, namespaces: &Served, revoked: Vec<Revoked>) -> Vec<u64> {
+pub async fn cut(visitor: Option<&Visitor>, namespaces: &Served, doomed: Vec<Doomed>) -> Vec<u64> {
     let mut missed = Vec::new();
-    for (netns, there) in by_namespace(revoked, Revoked::netns) {
+    for (netns, there) in by_namespace(doomed, Doomed::netns) {
         let (Some(visitor), Some(inode)) = (visitor, namespaces.inode(netns)) else {
             let flows = there.len();
             tracing::warn!(
                 flows,
                 netns,
-                "flows that no intention allows any more are in a network namespace that is not served: they stay open until it is"
+                "flows that are to be cut are in a network namespace that is not served: they stay open until it is"
             );
             continue;
         };
-        let cut = move || Ok(there.iter().filter(|one| !one.cut()).map(Revoked::cookie).collect::<Vec<_>>());
+        let cut = move || Ok(there.iter().filter(|one| !one.cut()).map(Doomed::cookie).collect::<Vec<_>>());
         match visitor.inside(inode, cut).await {
             Ok(cookies) => missed.extend(cookies),
             // Its last workload has ended meanwhile.

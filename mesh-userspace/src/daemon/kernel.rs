@@ -16,7 +16,7 @@ use tokio::{
 use super::{direct, namespaces::Served, visitor::Visitor};
 use crate::{
     datapath::{
-        direct::Left,
+        direct::{Doomed, Left},
         engine::{Engine, SWEEP_INTERVAL},
         host,
     },
@@ -100,6 +100,19 @@ impl Kernel {
         let missed = direct::cut(self.visitor.as_ref(), &self.served, elsewhere).await;
         let engine = self.lock();
         again || missed.into_iter().any(|cookie| engine.has_direct_flow(cookie))
+    }
+
+    /// Ends `flows`: those in the host's network namespace now, the others in a moment.
+    pub fn end(&self, flows: Vec<Doomed>) {
+        let here = self.lock().host_netns();
+        let (here, elsewhere): (Vec<_>, Vec<_>) = flows.into_iter().partition(|flow| flow.netns() == here);
+        for flow in here {
+            flow.cut();
+        }
+        if !elsewhere.is_empty() {
+            let Self { visitor, served, .. } = self.clone();
+            tokio::spawn(async move { direct::cut(visitor.as_ref(), &served, elsewhere).await });
+        }
     }
 
     /// Runs until dropped.

@@ -359,6 +359,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         Kind::DirectClosed => (FlowState::Closed, FlowDirection::Local),
         Kind::DirectRevoked => (FlowState::Revoked, FlowDirection::Local),
         Kind::FlowLost => (FlowState::Failed, FlowDirection::Outbound),
+        Kind::DirectLost => (FlowState::Failed, FlowDirection::Local),
         // The proxy's record of the same connection says more; an opened flow is not over.
         Kind::Guarded | Kind::DirectOpened | Kind::Namespace => return None,
     };
@@ -383,7 +384,7 @@ fn kernel_event(event: &Report) -> Option<FlowStatus> {
         reason: match event.kind {
             Kind::DirectClosed => None,
             Kind::DirectRevoked => Some("revoked".into()),
-            Kind::FlowLost => Some("map-full".into()),
+            Kind::FlowLost | Kind::DirectLost => Some("map-full".into()),
             Kind::GuardPassed => Some("guard".into()),
             _ => Some(match &event.detail {
                 Some(detail) => format!("{}: {detail}", event.reason),

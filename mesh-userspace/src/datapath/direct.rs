@@ -5,6 +5,8 @@ use std::{io, net::SocketAddr, os::fd::AsFd as _, time::Duration};
 use aya::maps::{HashMap as BpfHashMap, IterableMap as _, MapData, MapError};
 use aya_obj::generated::BPF_NOEXIST;
 use mesh_common::{
+    addr::Endpoint,
+    event::Event,
     flow::{DIRECT_ALLOWED, DirectFlow, STILLBORN_NS},
     policy::PolicyKey,
 };
@@ -39,39 +41,63 @@ impl Direct {
     }
 }
 
-/// A flow that is not allowed any more.
-pub struct Revoked {
+/// A flow that must end.
+pub struct Doomed {
     cookie: u64,
-    flow: DirectFlow,
-    recent: Recent,
+    netns: u64,
+    local: Endpoint,
+    remote: Endpoint,
+    pid: u32,
+    program: String,
+    /// Who is told that its end is the daemon's doing, as no intention allows it any more. Of one that there was no room for, its
+    /// event has told.
+    told: Option<Recent>,
 }
 
-impl Revoked {
+impl Doomed {
+    fn revoked(cookie: u64, flow: &DirectFlow, recent: Recent) -> Self {
+        let DirectFlow { origin, netns, local, remote, .. } = *flow;
+        let (pid, program) = (origin.pid, comm_text(&origin.comm));
+        Self { cookie, netns, local, remote, pid, program, told: Some(recent) }
+    }
+
+    /// Returns the flow that an `EVENT_DIRECT_LOST` tells of.
+    pub(super) fn unlisted(event: &Event) -> Self {
+        let Event { cookie, netns, local, remote, pid, .. } = *event;
+        Self { cookie, netns, local, remote, pid, program: comm_text(&event.comm), told: None }
+    }
+
     pub fn cookie(&self) -> u64 {
         self.cookie
     }
 
     /// The cookie of its network namespace.
     pub fn netns(&self) -> u64 {
-        self.flow.netns
+        self.netns
     }
 
     /// Destroys its socket; call it in its network namespace. Returns whether there was one, or it cannot be destroyed.
     pub fn cut(&self) -> bool {
-        let Self { cookie, flow, recent } = self;
-        recent.revoking(*cookie);
-        match sock_diag::destroy(flow.local, flow.remote, *cookie) {
+        let Self { cookie, local, remote, pid, program, told, .. } = self;
+        if let Some(recent) = told {
+            recent.revoking(*cookie);
+        }
+        match sock_diag::destroy(*local, *remote, *cookie) {
             Ok(()) => {
-                let (from, to) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
-                tracing::info!(target: AUDIT, decision = "cut", how = "direct", program = comm_text(&flow.origin.comm), pid = flow.origin.pid, %from, %to, "flow cut: no intention allows it any more");
+                let (from, to) = (SocketAddr::from(*local), SocketAddr::from(*remote));
+                if told.is_some() {
+                    tracing::info!(target: AUDIT, decision = "cut", how = "direct", program, pid, %from, %to, "flow cut: no intention allows it any more");
+                }
                 true
             }
             Err(error) => {
-                recent.not_revoked(*cookie);
+                if let Some(recent) = told {
+                    recent.not_revoked(*cookie);
+                }
                 // ESTALE: another socket has these ends.
                 let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE));
                 if !gone {
-                    tracing::error!(%error, "cannot destroy the socket of a revoked flow");
+                    tracing::error!(%error, "cannot destroy the socket of a flow that must end");
                 }
                 !gone
             }
@@ -85,8 +111,8 @@ pub struct Left {
     /// Flows are to be cut again soon: a `connect()` that passed the hook before the change has no socket to destroy yet, or
     /// one was not found though it is still listed.
     pub again: bool,
-    /// Flows of other network namespaces than the host's, which are to be [cut](Revoked::cut) there.
-    pub elsewhere: Vec<Revoked>,
+    /// Flows of other network namespaces than the host's, which are to be [cut](Doomed::cut) there.
+    pub elsewhere: Vec<Doomed>,
 }
 
 /// The map `DIRECT`.
@@ -141,7 +167,7 @@ impl DirectMap {
             if allowed(key) {
                 continue;
             }
-            let revoked = Revoked { cookie, flow, recent: self.recent.clone() };
+            let revoked = Doomed::revoked(cookie, &flow, self.recent.clone());
             if flow.state == DIRECT_ALLOWED {
                 left.again = true;
             } else if flow.netns != here {

@@ -1,7 +1,7 @@
 //! The ring buffer: what the kernel decided, told to the audit log and to `status`.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::{HashSet, VecDeque},
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -23,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{flows::comm_text, names::NameReader};
+use super::{direct::Doomed, flows::comm_text, names::NameReader};
 use crate::{identity::ServiceName, proxy::RateLimit, telemetry::AUDIT};
 
 /// What happened.
@@ -38,6 +38,7 @@ pub enum Kind {
     /// Ended by the daemon, because no intention allows it any more.
     DirectRevoked,
     FlowLost,
+    DirectLost,
     /// A workload is in a network namespace that the daemon does not listen in.
     Namespace,
 }
@@ -71,9 +72,9 @@ impl Report {
     }
 }
 
-/// Returns the record in `raw`; `None` when it is too short for one.
+/// Returns the record in `raw`; `None` when it is not as long as one: of another version, before an upgrade.
 fn read(raw: &[u8]) -> Option<Event> {
-    if raw.len() < size_of::<Event>() {
+    if raw.len() != size_of::<Event>() {
         return None;
     }
     // SAFETY: the length was checked, and an `Event` is plain integers: any bytes are one, aligned or not.
@@ -92,6 +93,7 @@ fn report(event: &Event, names: &NameReader, at: SystemTime) -> Option<Report> {
         event::EVENT_DIRECT_CLOSED => Kind::DirectClosed,
         event::EVENT_FLOW_LOST => Kind::FlowLost,
         event::EVENT_NAMESPACE => Kind::Namespace,
+        event::EVENT_DIRECT_LOST => Kind::DirectLost,
         _ => return None,
     };
     Some(Report {
@@ -245,11 +247,13 @@ fn ended(event: &Event, names: &NameReader, at: SystemTime, revoked: bool) -> Op
 }
 
 /// Who is told of an event when it is read.
-pub struct Told<A, C, N, E> {
+pub struct Told<A, C, U, N, E> {
     /// Whether the policy allows a direct flow that was established.
     pub allows: A,
     /// Among those that were read together are some that it does not.
     pub cut: C,
+    /// There was no room to list these direct flows, which have to end.
+    pub unlisted: U,
     /// A workload is in a network namespace without a listener.
     pub unserved: N,
     /// Says why a pair was denied, where there is something to explain.
@@ -263,13 +267,15 @@ pub async fn follow(
     told: Told<
         impl Fn(PolicyKey) -> bool,
         impl Fn(),
+        impl Fn(Vec<Doomed>),
         impl Fn(),
         impl Fn(&ServiceName, &ServiceName) -> Option<String>,
     >,
 ) -> std::io::Result<()> {
     let [limit, ends] =
         [RateLimit::per_second(AUDITED_PER_SECOND), RateLimit::per_second(AUDITED_PER_SECOND)];
-    let reader = Reader { recent, told, limit, ends, revoked: Cell::new(false) };
+    let reader =
+        Reader { recent, told, limit, ends, revoked: Cell::new(false), unlisted: RefCell::default() };
     // SAFETY: the ring buffer owns its descriptor, and is dropped after the registration, inside of which it is.
     let mut ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }?;
     loop {
@@ -288,6 +294,10 @@ pub async fn follow(
         if reader.revoked.take() {
             (reader.told.cut)();
         }
+        let unlisted = reader.unlisted.take();
+        if !unlisted.is_empty() {
+            (reader.told.unlisted)(unlisted);
+        }
         if left > 0 {
             ready.clear_ready();
             sleep(PAUSE).await;
@@ -297,16 +307,18 @@ pub async fn follow(
     }
 }
 
-struct Reader<A, C, N, E> {
+struct Reader<A, C, U, N, E> {
     recent: Recent,
-    told: Told<A, C, N, E>,
+    told: Told<A, C, U, N, E>,
     limit: RateLimit,
     ends: RateLimit,
     /// A direct flow was established that is not allowed any more.
     revoked: Cell<bool>,
+    /// Direct flows that there was no room to list.
+    unlisted: RefCell<Vec<Doomed>>,
 }
 
-impl<A, C, N, E> Reader<A, C, N, E>
+impl<A, C, U, N, E> Reader<A, C, U, N, E>
 where
     A: Fn(PolicyKey) -> bool,
     N: Fn(),
@@ -334,7 +346,12 @@ where
                 }
                 Some(())
             }
-            _ => self.report(report(&event, &self.recent.names, at)?),
+            kind => {
+                if kind == event::EVENT_DIRECT_LOST {
+                    self.unlisted.borrow_mut().push(Doomed::unlisted(&event));
+                }
+                self.report(report(&event, &self.recent.names, at)?)
+            }
         }
     }
 
@@ -349,7 +366,10 @@ where
         }
         // Not news to a person: the daemon listens there next.
         if report.kind != Kind::Namespace {
-            if let Some(unlogged_before) = self.limit.permit(Instant::now()) {
+            // Of a connection that was steered to the guard, the guard says it, with the connection at hand.
+            if report.kind != Kind::Guarded
+                && let Some(unlogged_before) = self.limit.permit(Instant::now())
+            {
                 audit(&report, unlogged_before);
             }
             self.recent.push(report);
@@ -396,8 +416,6 @@ fn audit(report: &Report, unlogged_before: u64) {
         Kind::WouldDeny => {
             tracing::info!(target: AUDIT, decision = "would-deny", reason, detail, source, destination, program, pid, original_dst = %remote, unlogged_before, "connect let through: the service is permissive");
         }
-        // The proxy's guard says it, with the connection at hand.
-        Kind::Guarded => {}
         Kind::GuardPassed => {
             tracing::info!(target: AUDIT, decision = "would-deny", reason = "guard", destination, from = %remote, to = %local, unlogged_before, "connection from outside the mesh let through: the service is permissive");
         }
@@ -407,9 +425,12 @@ fn audit(report: &Report, unlogged_before: u64) {
         Kind::DirectClosed | Kind::DirectRevoked => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
-        Kind::Namespace => {}
+        Kind::Guarded | Kind::Namespace => {}
+        Kind::DirectLost => {
+            tracing::warn!(source, destination, program, pid, to = %remote, unlogged_before, "no room to list a direct flow: it is reset (raise [limits] direct_flows)");
+        }
         Kind::FlowLost => {
-            tracing::warn!(source, destination, program, pid, original_dst = %remote, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
+            tracing::warn!(source, destination, program, pid, original_dst = %remote, unlogged_before, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
         }
     }
 }
@@ -423,14 +444,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_an_event_or_none(raw in prop::collection::vec(any::<u8>(), 0..300), kind in 0_u32..10) {
+        fn any_bytes_are_an_event_or_none(
+            raw in prop::collection::vec(any::<u8>(), size_of::<Event>()), len in 0..2 * size_of::<Event>(), whole: bool,
+            kind in 0_u32..11,
+        ) {
             let mut raw = raw;
+            if !whole {
+                raw.resize(len, 0);
+            }
             if raw.len() >= 4 {
                 raw[..4].copy_from_slice(&kind.to_ne_bytes());
             }
             let names = Names::default().reader();
             let report = read(&raw).and_then(|event| report(&event, &names, SystemTime::UNIX_EPOCH));
-            prop_assert_eq!(report.is_some(), raw.len() >= size_of::<Event>() && (1..=8).contains(&kind));
+            prop_assert_eq!(report.is_some(), raw.len() == size_of::<Event>() && (1..=9).contains(&kind));
         }
     }
 }
