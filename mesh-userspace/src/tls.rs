@@ -8,6 +8,7 @@ mod external;
 pub mod handshake;
 mod peer_error;
 pub mod record;
+mod secrets;
 mod session;
 #[cfg(test)]
 pub(crate) mod test_pki;

@@ -22,6 +22,7 @@ use rustls::{
 
 use super::{
     Peer, PeerError, has_aes, provider,
+    secrets::Ear,
     verify::{ClientOfMesh, ServerIs, TrustBundle},
 };
 use crate::{
@@ -226,6 +227,7 @@ fn client_config(leaf: &Arc<Leaf>, verifier: ServerIs) -> Result<ClientConfig, C
     config.resumption = Resumption::disabled();
     // The records are not rustls' business: see `record`.
     config.enable_secret_extraction = true;
+    config.key_log = Arc::new(Ear);
     Ok(config)
 }
 
@@ -240,6 +242,7 @@ fn server_config(leaf: &Arc<Leaf>, bundle: &Arc<TrustBundle>) -> Result<ServerCo
     // Of two hosts, the one for which AES is dear decides.
     config.ignore_client_order = !has_aes();
     config.enable_secret_extraction = true;
+    config.key_log = Arc::new(Ear);
     Ok(config)
 }
 

@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 
 use super::{
     handshake, provider,
+    secrets::Ear,
     session::{Broken, Session},
 };
 
@@ -97,6 +98,7 @@ impl ExternalTls {
         config.resumption = Resumption::disabled();
         // The records are not rustls' business: see `record`.
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Ear);
         Ok(Self { files: files.clone(), config, own, material: (ca, own_material) })
     }
 

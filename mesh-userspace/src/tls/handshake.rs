@@ -14,7 +14,8 @@ use tokio::net::TcpStream;
 use super::{
     Accepting, Chain, MESHNODE,
     record::{ALERT, DATA, HANDSHAKE},
-    session::{Core, Session},
+    secrets::Heard,
+    session::Session,
 };
 
 /// What one read of the socket may bring.
@@ -82,21 +83,24 @@ async fn offers_meshnode(mesh: &TcpStream, received: &mut Vec<u8>) -> io::Result
 
 /// A side of a connection.
 trait Side {
+    const IS_CLIENT: bool;
     type Data;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-    fn finish(self) -> Result<(ExtractedSecrets, Core), Error>;
+    /// Ends rustls' part in it. What it would keep to make later keys is dropped: [`secrets`](super::secrets) does that.
+    fn finish(self) -> Result<ExtractedSecrets, Error>;
     fn common(&self) -> &rustls::CommonState;
 }
 
 impl Side for UnbufferedClientConnection {
+    const IS_CLIENT: bool = true;
     type Data = ClientConnectionData;
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
     }
 
-    fn finish(self) -> Result<(ExtractedSecrets, Core), Error> {
-        self.dangerous_into_kernel_connection().map(|(secrets, core)| (secrets, Core::Client(core)))
+    fn finish(self) -> Result<ExtractedSecrets, Error> {
+        self.dangerous_into_kernel_connection().map(|(keys, _)| keys)
     }
 
     fn common(&self) -> &rustls::CommonState {
@@ -105,14 +109,15 @@ impl Side for UnbufferedClientConnection {
 }
 
 impl Side for UnbufferedServerConnection {
+    const IS_CLIENT: bool = false;
     type Data = ServerConnectionData;
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
     }
 
-    fn finish(self) -> Result<(ExtractedSecrets, Core), Error> {
-        self.dangerous_into_kernel_connection().map(|(secrets, core)| (secrets, Core::Server(core)))
+    fn finish(self) -> Result<ExtractedSecrets, Error> {
+        self.dangerous_into_kernel_connection().map(|(keys, _)| keys)
     }
 
     fn common(&self) -> &rustls::CommonState {
@@ -128,6 +133,7 @@ struct Handshake<'s, S> {
     early: VecDeque<Vec<u8>>,
     /// The peer has sent all already.
     closed: bool,
+    heard: Heard,
 }
 
 /// What a handshake waits for.
@@ -139,7 +145,8 @@ enum Next {
 
 impl<'s, S: Side> Handshake<'s, S> {
     fn of(connection: S, mesh: &'s TcpStream, incoming: Vec<u8>) -> Self {
-        Self { connection, mesh, incoming, outgoing: Vec::new(), early: VecDeque::new(), closed: false }
+        let (outgoing, early, heard) = (Vec::new(), VecDeque::new(), Heard::default());
+        Self { connection, mesh, incoming, outgoing, early, closed: false, heard }
     }
 
     async fn run(mut self) -> io::Result<(Session, Chain)> {
@@ -168,7 +175,8 @@ impl<'s, S: Side> Handshake<'s, S> {
     }
 
     fn step(&mut self) -> io::Result<Next> {
-        let UnbufferedStatus { discard, state } = self.connection.process(&mut self.incoming);
+        let UnbufferedStatus { discard, state } =
+            self.heard.during(|| self.connection.process(&mut self.incoming));
         let next = match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 encode(&mut data, &mut self.outgoing)?;
@@ -242,8 +250,9 @@ impl<'s, S: Side> Handshake<'s, S> {
         let common = self.connection.common();
         let chain = common.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
         let is_meshnode = common.alpn_protocol() == Some(MESHNODE);
-        let (secrets, core) = self.connection.finish().map_err(invalid)?;
-        let mut session = Session::new(secrets, core).map_err(invalid)?;
+        let suite = common.negotiated_cipher_suite().ok_or_else(|| invalid(Error::HandshakeNotComplete))?;
+        let keys = self.connection.finish().map_err(invalid)?;
+        let mut session = Session::new(S::IS_CLIENT, suite, keys, self.heard).map_err(invalid)?;
         session.is_meshnode = is_meshnode;
         (session.early, session.closed_early, session.ahead) = (self.early, self.closed, self.incoming);
         Ok((session, chain))

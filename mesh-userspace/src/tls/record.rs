@@ -8,7 +8,10 @@ use std::fmt;
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
-use rustls::{ConnectionTrafficSecrets, ProtocolVersion};
+use rustls::{
+    ConnectionTrafficSecrets, ProtocolVersion,
+    crypto::cipher::{AeadKey, Iv},
+};
 
 /// Content types.
 pub const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -75,18 +78,26 @@ const RESERVE: u64 = 1024;
 /// RFC 8446, 5.5: 2^24.5 full records.
 const GCM_LIMIT: u64 = 23_726_566;
 
+/// The longest key of a cipher here.
+const MOST_OF_A_KEY: usize = 32;
+
+/// Returns what keys are made of; `None`: for a cipher that [`provider`](super::provider) does not have.
+pub(super) fn parts(secrets: &ConnectionTrafficSecrets) -> Option<(&'static Algorithm, &AeadKey, &Iv)> {
+    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+    Some(match secrets {
+        Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+        Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+        Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+        _ => return None,
+    })
+}
+
 impl Keys {
     /// `None`: a cipher that [`provider`](super::provider) does not have.
     pub fn new(version: ProtocolVersion, from: (u64, ConnectionTrafficSecrets)) -> Option<Self> {
-        use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
         let (sequence, secrets) = from;
-        let (algorithm, key, iv): (&'static Algorithm, _, _) = match &secrets {
-            Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
-            _ => return None,
-        };
-        let gcm = !matches!(secrets, Chacha20Poly1305 { .. });
+        let (algorithm, key, iv) = parts(&secrets)?;
+        let gcm = *algorithm != CHACHA20_POLY1305;
         let format = match (version == ProtocolVersion::TLSv1_3, gcm) {
             (true, _) => Format::Tls13,
             (false, true) => Format::Tls12Explicit,
@@ -99,6 +110,17 @@ impl Keys {
             format,
             limit: if gcm { GCM_LIMIT } else { u64::MAX - 1 },
         })
+    }
+
+    /// Returns the next keys of this direction, of which `derive` writes what a label names.
+    pub fn next(&self, derive: impl Fn(&[u8], &mut [u8])) -> Option<Self> {
+        let algorithm = self.key.algorithm();
+        let (mut key, mut iv) = ([0; MOST_OF_A_KEY], [0; 12]);
+        let key = key.get_mut(..algorithm.key_len())?;
+        derive(b"key", key);
+        derive(b"iv", &mut iv);
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, key).ok()?);
+        Some(Self { key, iv, sequence: 0, ..*self })
     }
 
     /// Whether fresh keys should be agreed on before the next batch of records.

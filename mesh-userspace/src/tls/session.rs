@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use rustls::{
-    AlertDescription, ConnectionTrafficSecrets, Error, ExtractedSecrets, ProtocolVersion,
-    client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData,
-};
+use rustls::{AlertDescription, Error, ExtractedSecrets, ProtocolVersion, SupportedCipherSuite};
 
-use super::record::{self, BadRecord, Keys, OVERHEAD, whole};
+use super::{
+    record::{self, BadRecord, Keys, OVERHEAD, whole},
+    secrets::{Heard, Secrets},
+};
 
 /// Handshake messages after the handshake: those that are looked at.
 const NEW_SESSION_TICKET: u8 = 4;
@@ -27,8 +27,8 @@ pub enum Broken {
     Alert(AlertDescription),
     #[error("the peer sent a message that does not belong here")]
     Unexpected,
-    #[error("no fresh keys: {0}")]
-    Keys(Error),
+    #[error("there are no fresh keys")]
+    Keys,
 }
 
 impl From<BadRecord> for Broken {
@@ -48,17 +48,13 @@ pub enum Opened {
     CloseNotify,
 }
 
-/// What rustls keeps of a connection that does its records itself.
-pub(super) enum Core {
-    Client(KernelConnection<ClientConnectionData>),
-    Server(KernelConnection<ServerConnectionData>),
-}
-
 pub struct Session {
     sealing: Keys,
     opening: Keys,
-    core: Box<Core>,
+    is_client: bool,
     version: ProtocolVersion,
+    /// What the next keys come of; before TLS 1.3 there are none.
+    secrets: Option<Secrets>,
     /// The application protocol (ALPN) agreed on is meshnode's own.
     pub is_meshnode: bool,
     /// A message of which a record brought the first part only.
@@ -76,14 +72,29 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(secrets: ExtractedSecrets, core: Core) -> Result<Self, Error> {
-        let version = core.version();
-        let keys = |from| Keys::new(version, from).ok_or(Error::General("an unknown cipher".into()));
+    /// Of a connection whose handshake is done; `heard` is what its traffic secrets were.
+    pub(super) fn new(
+        is_client: bool,
+        suite: SupportedCipherSuite,
+        keys: ExtractedSecrets,
+        heard: Heard,
+    ) -> Result<Self, Error> {
+        let version = suite.version().version;
+        let secrets = if version == ProtocolVersion::TLSv1_3 {
+            let found = Secrets::new(suite, is_client, heard, &keys);
+            Some(found.ok_or(Error::General(
+                "the connection's secrets are not known: were its keys renewed during the handshake?".into(),
+            ))?)
+        } else {
+            None
+        };
+        let of = |keys| Keys::new(version, keys).ok_or(Error::General("an unknown cipher".into()));
         Ok(Self {
-            sealing: keys(secrets.tx)?,
-            opening: keys(secrets.rx)?,
-            core: Box::new(core),
+            sealing: of(keys.tx)?,
+            opening: of(keys.rx)?,
+            is_client,
             version,
+            secrets,
             is_meshnode: false,
             message: Vec::new(),
             without_data: 0,
@@ -122,7 +133,7 @@ impl Session {
             Broken::Record(BadRecord::Forged) => AlertDescription::BadRecordMac,
             Broken::Record(BadRecord::Oversized) => AlertDescription::RecordOverflow,
             Broken::Record(BadRecord::Malformed) | Broken::Unexpected => AlertDescription::UnexpectedMessage,
-            Broken::Record(BadRecord::Exhausted) | Broken::Keys(_) => AlertDescription::InternalError,
+            Broken::Record(BadRecord::Exhausted) | Broken::Keys => AlertDescription::InternalError,
             Broken::Alert(_) => return,
         };
         // Without keys there is nothing to say it with.
@@ -176,15 +187,15 @@ impl Session {
             let Some((body, after)) = rest.split_at_checked(length) else { break };
             left = after;
             let modern = self.version == ProtocolVersion::TLSv1_3;
-            match (kind, &*self.core, body) {
+            match (kind, body) {
                 // Nothing is resumed.
-                (&NEW_SESSION_TICKET, Core::Client(_), _) if modern => {}
+                (&NEW_SESSION_TICKET, _) if modern && self.is_client => {}
                 // A request to negotiate anew, which one may ignore.
-                (&HELLO_REQUEST, Core::Client(_), []) if !modern => {}
+                (&HELLO_REQUEST, []) if !modern && self.is_client => {}
                 // Nothing that the old keys sealed may follow.
-                (&KEY_UPDATE, _, [asks @ 0..=1]) if modern && left.is_empty() => {
-                    let fresh = self.core.fresh_opening().map_err(Broken::Keys)?;
-                    self.opening = keys(self.version, fresh)?;
+                (&KEY_UPDATE, [asks @ 0..=1]) if modern && left.is_empty() => {
+                    let fresh = self.secrets.as_mut().and_then(|all| all.next_opening(&self.opening));
+                    self.opening = fresh.ok_or(Broken::Keys)?;
                     // One answer is enough for all that asked before it is sent.
                     if *asks == 1 && self.owed.is_empty() {
                         self.renew_sealing()?;
@@ -199,11 +210,10 @@ impl Session {
 
     /// Goes on with fresh keys, and owes the peer the message that says so.
     fn renew_sealing(&mut self) -> Result<(), Broken> {
-        if self.version != ProtocolVersion::TLSv1_3 {
-            return Ok(());
-        }
+        let Some(secrets) = &mut self.secrets else { return Ok(()) };
+        let fresh = secrets.next_sealing(&self.sealing).ok_or(Broken::Keys)?;
         self.owe(record::HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0])?;
-        self.sealing = keys(self.version, self.core.fresh_sealing().map_err(Broken::Keys)?)?;
+        self.sealing = fresh;
         Ok(())
     }
 
@@ -213,39 +223,12 @@ impl Session {
     }
 }
 
-fn keys(version: ProtocolVersion, from: (u64, ConnectionTrafficSecrets)) -> Result<Keys, Broken> {
-    Keys::new(version, from).ok_or(Broken::Keys(Error::General("an unknown cipher".into())))
-}
-
 fn alert(plain: &[u8]) -> Result<Opened, Broken> {
     let [_level, description] = plain else { return Err(Broken::Unexpected) };
     match AlertDescription::from(*description) {
         AlertDescription::CloseNotify => Ok(Opened::CloseNotify),
         AlertDescription::UserCanceled => Ok(Opened::Nothing),
         other => Err(Broken::Alert(other)),
-    }
-}
-
-impl Core {
-    fn version(&self) -> ProtocolVersion {
-        match self {
-            Self::Client(connection) => connection.protocol_version(),
-            Self::Server(connection) => connection.protocol_version(),
-        }
-    }
-
-    fn fresh_sealing(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
-        match self {
-            Self::Client(connection) => connection.update_tx_secret(),
-            Self::Server(connection) => connection.update_tx_secret(),
-        }
-    }
-
-    fn fresh_opening(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
-        match self {
-            Self::Client(connection) => connection.update_rx_secret(),
-            Self::Server(connection) => connection.update_rx_secret(),
-        }
     }
 }
 

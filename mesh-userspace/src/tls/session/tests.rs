@@ -58,21 +58,24 @@ async fn at_server(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, server::TlsSt
 /// A server of this side for a client of rustls' own.
 async fn for_client(ca: &Ca, suite: SupportedCipherSuite) -> (Mine, client::TlsStream<TcpStream>) {
     let accepting = TlsConfigs::default().server(&ca.leaf("db"), &ca.roots()).unwrap();
-    let bundle = Arc::new(TrustBundle::new(ca.roots()).unwrap());
-    let verifier = ServerIs { bundle, expected: ca.leaf("db").id.clone() };
-    let config = ClientConfig::builder_with_provider(only(suite))
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(ca.leaf("web").key.clone())));
     let (near, far) = sockets().await;
     let name = ServerName::try_from("db").unwrap();
-    let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
+    let connecting = TlsConnector::from(Arc::new(client_of(ca, suite))).connect(name, far);
     let (accepted, peer) = tokio::join!(handshake::accept(&accepting, &near), connecting);
     let (session, chain) = accepted.unwrap();
     assert_eq!(crate::tls::spiffe_id(&chain[0]).unwrap().service.as_str(), "web");
     (Mine { session, socket: near, received: Vec::new() }, peer.unwrap())
+}
+
+fn client_of(ca: &Ca, suite: SupportedCipherSuite) -> ClientConfig {
+    let bundle = Arc::new(TrustBundle::new(ca.roots()).unwrap());
+    let verifier = ServerIs { bundle, expected: ca.leaf("db").id.clone() };
+    ClientConfig::builder_with_provider(only(suite))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(ca.leaf("web").key.clone())))
 }
 
 /// This side: the session, and a socket for it.
@@ -153,18 +156,60 @@ async fn each_cipher_of_each_version_is_understood_both_ways() {
 #[tokio::test]
 async fn keys_are_renewed_on_this_side_when_they_are_worn_and_on_the_peers_word() {
     let ca = Ca::new("td.consul");
-    let suite = provider().cipher_suites[0];
-    let (mut mine, mut peer) = at_server(&ca, suite).await;
-    for _ in 0..3 {
+    for suite in provider().cipher_suites.iter().filter(|suite| suite.tls13().is_some()) {
+        let (mut mine, mut peer) = at_server(&ca, *suite).await;
+        for _ in 0..3 {
+            mine.session.wear();
+            talk(&mut mine, &mut peer).await;
+            peer.get_mut().1.refresh_traffic_keys().unwrap();
+            talk(&mut mine, &mut peer).await;
+        }
+        let (mut mine, mut peer) = for_client(&ca, *suite).await;
         mine.session.wear();
-        talk(&mut mine, &mut peer).await;
         peer.get_mut().1.refresh_traffic_keys().unwrap();
         talk(&mut mine, &mut peer).await;
     }
-    let (mut mine, mut peer) = for_client(&ca, suite).await;
-    mine.session.wear();
-    peer.get_mut().1.refresh_traffic_keys().unwrap();
-    talk(&mut mine, &mut peer).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_renews_its_keys_with_the_last_of_its_handshake_is_refused() {
+    let ca = Ca::new("td.consul");
+    let accepting = TlsConfigs::default().server(&ca.leaf("db"), &ca.roots()).unwrap();
+    let config = Arc::new(client_of(&ca, provider().cipher_suites[0]));
+    let mut peer = rustls::ClientConnection::new(config, ServerName::try_from("db").unwrap()).unwrap();
+    let (near, mut far) = sockets().await;
+    let accepted = tokio::spawn(async move { handshake::accept(&accepting, &near).await.err() });
+    let mut wire = Vec::new();
+    while peer.is_handshaking() {
+        peer.write_tls(&mut wire).unwrap();
+        far.write_all(&std::mem::take(&mut wire)).await.unwrap();
+        assert!(far.read_buf(&mut wire).await.unwrap() > 0);
+        let mut read = &std::mem::take(&mut wire)[..];
+        while !read.is_empty() {
+            peer.read_tls(&mut read).unwrap();
+            peer.process_new_packets().unwrap();
+        }
+    }
+    peer.refresh_traffic_keys().unwrap();
+    while peer.wants_write() {
+        peer.write_tls(&mut wire).unwrap();
+    }
+    far.write_all(&wire).await.unwrap();
+    let refused = accepted.await.unwrap().expect("it is refused");
+    assert!(refused.to_string().contains("renewed"), "{refused}");
+}
+
+#[tokio::test]
+async fn without_the_secrets_there_is_no_session() {
+    let ca = Ca::new("td.consul");
+    let mut accepting = TlsConfigs::default().server(&ca.leaf("db"), &ca.roots()).unwrap();
+    let config = &mut Arc::get_mut(&mut accepting).unwrap().config;
+    Arc::make_mut(config).key_log = Arc::new(rustls::NoKeyLog {});
+    let (near, far) = sockets().await;
+    let config = Arc::new(client_of(&ca, provider().cipher_suites[0]));
+    let connecting = TlsConnector::from(config).connect(ServerName::try_from("db").unwrap(), far);
+    let (accepted, _) = tokio::join!(handshake::accept(&accepting, &near), connecting);
+    assert!(accepted.is_err_and(|error| error.to_string().contains("secrets")));
 }
 
 #[tokio::test]
