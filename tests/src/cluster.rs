@@ -53,6 +53,8 @@ impl Cluster {
         }});
         let mut cluster = Self::start_with(1, scene, &acl, &format!("token_file = \"{TOKEN_FILE}\""));
         cluster.servers[0].consul.token = MANAGEMENT.to_owned();
+        let (consul, host) = cluster.server();
+        consul.wait_acls(host);
         cluster
     }
 

@@ -198,10 +198,12 @@ impl Mesh {
     /// they do; what must not happen meanwhile is for the tests of faults.
     #[track_caller]
     pub fn until_connects(&self, cgroup: &str, port: u16) {
+        // So long a refusal may take.
+        let wait = (300 * wait::slowness()).to_string();
         wait::until(&format!("{cgroup} to reach port {port}"), || {
             let said = self.connect(cgroup, port, &["--send", "", "--read", "0"]);
             // The mesh accepts before the upstream answers: one more look tells whether it holds.
-            let later = self.connect(cgroup, port, &["--wait", "300"]);
+            let later = self.connect(cgroup, port, &["--wait", &wait]);
             if said["ok"] == true && (later["end"] == "TIMEOUT" || later["end"] == "eof") {
                 return Ok(());
             }

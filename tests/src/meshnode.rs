@@ -145,6 +145,16 @@ impl Meshnode {
         })
     }
 
+    /// Polls the log until a line is as `condition` says, and returns it. The daemon queues its lines: one is written a moment
+    /// after what it tells of is in the status.
+    #[track_caller]
+    pub fn wait_log(&self, what: &str, condition: impl Fn(&str) -> bool) -> String {
+        wait::until(what, || {
+            let log = self.log();
+            log.lines().find(|line| condition(line)).map(str::to_owned).ok_or(log)
+        })
+    }
+
     /// Makes or replaces an intention: `allow` or `deny`.
     #[track_caller]
     pub fn intention(&self, source: &str, destination: &str, action: &str) {

@@ -172,10 +172,11 @@ impl Process {
     #[track_caller]
     pub fn wait_for_log(&mut self, words: &str) {
         wait::until(&format!("`{words}` from `{}`", self.command.clone()), || {
-            match (self.log(), self.ended()) {
-                (log, _) if log.contains(words) => Ok(()),
-                (log, Some(status)) => panic!("`{}` ended with {status}:\n{log}", self.command),
-                (log, None) => Err(log),
+            // In this order: one that says it and ends has said it.
+            match (self.ended(), self.log()) {
+                (_, log) if log.contains(words) => Ok(()),
+                (Some(status), log) => panic!("`{}` ended with {status}:\n{log}", self.command),
+                (None, log) => Err(log),
             }
         });
     }

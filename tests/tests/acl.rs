@@ -148,13 +148,10 @@ fn a_real_consul_lets_its_cli_do_the_same() {
     require_consul!();
     let net = Network::new();
     let a = net.host("a");
-    let _server = consul::Consul::start(&a, consul::Role::server().with(acls()));
+    let mut server = consul::Consul::start(&a, consul::Role::server().with(acls()));
+    server.token = MANAGEMENT.to_owned();
     let cli = |token: &str, words: &[&str]| run_cli(&a, consul::API, token, words);
-    // It begins in the mode of old ACLs, and changes over when it has looked around.
-    wait::until("Consul's ACLs", || {
-        let said = cli(MANAGEMENT, &["acl", "token", "list"]);
-        if said.status.success() { Ok(()) } else { Err(said.to_string()) }
-    });
+    server.wait_acls(&a);
     consuls_cli_is_let_do_what_its_token_allows(&cli, MANAGEMENT, &a);
 }
 
@@ -200,11 +197,9 @@ fn joins_once_its_policy_grants_it(mesh: &Mesh, cli: Cli<'_>, management: &str) 
     give(&mesh.b, &secret);
     let needs = "registering \"db\" needs service \"db\" { policy = \"write\" }";
     wait_error(&mesh.b, "B to name what it lacks", &["/v1/agent/service/register is forbidden", needs]);
-    assert!(
-        mesh.b.log().contains(&needs.replace('"', "\\\"")) || mesh.b.log().contains(needs),
-        "{}",
-        mesh.b.log()
-    );
+    mesh.b.wait_log("B's log to name it, too", |line| {
+        line.contains(&needs.replace('"', "\\\"")) || line.contains(needs)
+    });
     doctor_says(&mesh.b, &["lacks service \"db\" { policy = \"write\" }", "service \"db-sidecar-proxy\""]);
     let catalog = cli(management, &["catalog", "services"]).ok();
     assert!(!catalog.contains(DB), "{catalog}");
@@ -277,8 +272,10 @@ fn a_daemon_tells_which_permission_a_real_consul_wants() {
     let mut scene = Scene::new(&[(DB, PORT)]);
     scene.on_a = vec![Service::client("web")];
     scene.consul = format!("token_file = \"{TOKEN_FILE}\"\n");
-    let consul_mesh = scene.start_with_consul(&acls());
+    let mut consul_mesh = scene.start_with_consul(&acls());
+    consul_mesh.server.token = MANAGEMENT.to_owned();
     let mesh = &consul_mesh.mesh;
+    consul_mesh.server.wait_acls(&mesh.a.host);
     wait_error(&mesh.b, "B's token to be unknown", &["ACL not found", "knows no such token"]);
     let _server = serve(&mesh.b.host, DB, PORT, &["banner", "welcome"]);
     let cli = |token: &str, words: &[&str]| run_cli(&mesh.a.host, consul::API, token, words);

@@ -126,7 +126,9 @@ fn wrong_types_and_bad_names_are_named() {
 fn oversized_body_is_refused() {
     require_root!();
     let (_net, node) = server();
-    let body = json!({"Name": "api", "Meta": {"k": "x".repeat(600 << 10)}}).to_string();
+    // Too long by its very end: of a longer one the server answers and closes before curl has sent all, which is an error to
+    // curl (55) if it sends once more before it looks.
+    let body = json!({"Name": "api", "Meta": {"k": "x".repeat(512 << 10)}}).to_string();
     let before = everything(&node);
     let (code, said) = node.api("PUT", REGISTER, Some(&body));
     assert_eq!(code, 413, "{said}");

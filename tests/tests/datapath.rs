@@ -40,18 +40,21 @@ fn psql_query_crosses_the_wire_in_tls13(family: Family) {
     trace.assert_tls13(port);
     assert_eq!(trace.bytes_at(5432), 0, "something went to the program's own port");
 
-    let status = mesh
-        .a
-        .wait_status("the flow of psql", |s| s.recent("web", "db").iter().any(|f| f["program"] == "psql"));
-    let flow = status.recent("web", "db").into_iter().find(|f| f["program"] == "psql").unwrap();
+    let of_psql = |f: &&serde_json::Value| f["program"] == "psql";
+    // A denial is told by the kernel, and read a moment after.
+    let status = mesh.a.wait_status("the flow of psql, and its denial", |s| {
+        ["web", "other"].iter().all(|source| s.recent(source, "db").iter().any(of_psql))
+    });
+    let flow = status.recent("web", "db").into_iter().find(of_psql).unwrap();
     assert_eq!(flow["original_dst"], mesh.at(5432));
     assert_eq!(flow["state"], "closed");
-    let denied = status.recent("other", "db").into_iter().find(|f| f["program"] == "psql").unwrap();
+    let denied = status.recent("other", "db").into_iter().find(of_psql).unwrap();
     assert_eq!(denied["state"], "denied");
     assert_eq!(denied["reason"], "intention");
     // The server's side names the caller as its certificate does.
-    let status = mesh.b.status();
-    assert!(status.recent("web", "db").iter().any(|f| f["direction"] == "inbound" && f["state"] == "closed"));
+    let status = mesh.b.wait_status("the flow at the other end", |s| {
+        s.recent("web", "db").iter().any(|f| f["direction"] == "inbound" && f["state"] == "closed")
+    });
     assert!(status.recent("other", "db").is_empty());
 }
 

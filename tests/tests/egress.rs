@@ -139,9 +139,8 @@ fn each_denial_is_told_with_program_destination_protocol_and_reason() {
     );
     assert!(told["pid"].as_u64().is_some_and(|pid| pid > 0), "{told}");
     assert_eq!(status.counter("denied_mesh_only"), before + 1);
-    let log = outside.mesh.a.log();
-    let line = log.lines().find(|line| line.contains("denied by the kernel") && line.contains(&to));
-    let line = line.unwrap_or_else(|| panic!("no audit record:\n{log}"));
+    let is_told = |line: &str| line.contains("denied by the kernel") && line.contains(&to);
+    let line = outside.mesh.a.wait_log("the audit record", is_told);
     for word in ["mesh-only", "web", "probe", "tcp"] {
         assert!(line.contains(word), "{word}: {line}");
     }
@@ -471,9 +470,7 @@ fn names_of_the_list_are_resolved_and_reached_and_no_others_leave_the_host() {
     assert_eq!(outside.dial("web", &y)["error"], "EPERM");
     let before = outside.mesh.a.status().counter("dns_refused");
     assert!(before >= 3, "{before}");
-    let log = outside.mesh.a.log();
-    let told = log.lines().any(|line| line.contains(secret) && line.contains("was refused"));
-    assert!(told, "{log}");
+    outside.mesh.a.wait_log("the audit record", |line| line.contains(secret) && line.contains("was refused"));
     // The twin asks whom and what it likes.
     assert!(dig(&outside, "other", &["+short", &format!("@{}", outside.y.v4), PLAIN]).contains("10.77.4.1"));
     let _ = dig(&outside, "other", &[secret]);

@@ -79,6 +79,7 @@ fn direct_flow_is_in_status_while_it_lives_and_its_bytes_after() {
     );
     // It has read all 12 bytes and ended: the counters are final. Its twin stays.
     holder.wait();
+    node.wait_status("the end of the first flow", |s| s.flows("web", "db").is_empty());
     let mut live = node.host.spawn_probe("web", &["connect", "127.0.0.1:5432", "--wait", "60000"]);
     let status = node.wait_status("the live flow", |s| s.flows("web", "db").len() == 1);
     let flow = status.flows("web", "db")[0];
@@ -124,8 +125,11 @@ fn same_host_flow_goes_through_mtls_when_configured() {
     node.intention("web", "db", "allow");
     until_welcome(&node, "web", "127.0.0.1:5432");
     let mut live = node.host.spawn_probe("web", &["connect", "127.0.0.1:5432", "--wait", "60000"]);
-    let status = node.wait_status("both ends of the flow", |s| s.flows("web", "db").len() == 2);
-    assert!(status.flows("web", "db").iter().all(|f| f["state"] == "mtls"), "{:#}", status.0);
+    // A flow is listed from its first moment, when it is still connecting.
+    let status = node.wait_status("both ends of the flow", |s| {
+        let flows = s.flows("web", "db");
+        flows.len() == 2 && flows.iter().all(|f| f["state"] == "mtls")
+    });
     assert_eq!(status.counter("direct"), 0);
     assert_eq!(connect(&node.host, "other", "127.0.0.1:5432", &[])["error"], "EPERM");
     assert!(live.ended().is_none());

@@ -71,6 +71,8 @@ fn a_flows_source_port_is_worth_nothing_to_another_process() {
 #[track_caller]
 fn hold(mesh: &Mesh, cgroup: &str) -> Process {
     let at = mesh.at(5432);
+    // One of the scene's own would be taken for it.
+    mesh.a.wait_status("no flow", |s| s.flows(cgroup, "db").is_empty());
     let mut holder = mesh.a.host.spawn_probe(cgroup, &["connect", &at, "--wait", "60000"]);
     mesh.a.wait_status("the held flow", |s| s.flows(cgroup, "db").len() == 1);
     assert!(holder.ended().is_none());

@@ -4,7 +4,10 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,6 +51,16 @@ fn consul_bin() -> Option<PathBuf> {
     found
 }
 
+/// Returns a port for a program that is about to start. It is below those that the kernel picks: another test, or another
+/// agent, would be given it meanwhile.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const EACH: u16 = 200;
+    let first = 10_000 + (std::process::id() % 100) as u16 * EACH;
+    let mut ports = (0..EACH).map(|_| first + NEXT.fetch_add(1, Ordering::Relaxed) % EACH);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("some of these are free")
+}
+
 /// A real Consul agent in development mode, on ports of its own; killed by pid when dropped.
 pub struct Consul {
     child: Child,
@@ -61,9 +74,7 @@ impl Consul {
     pub async fn start(extra: Value) -> Option<Self> {
         let bin = consul_bin()?;
         let dir = tempfile::tempdir().unwrap();
-        let listeners: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
-        drop(listeners);
+        let ports: [u16; 4] = std::array::from_fn(|_| free_port());
         let mut config = json!({
             "node_name": "n1", "disable_update_check": true, "log_level": "WARN",
             "ports": {"http": ports[0], "dns": -1, "grpc": -1, "server": ports[1], "serf_lan": ports[2], "serf_wan": ports[3]},

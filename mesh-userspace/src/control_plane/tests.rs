@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     ApiAccess, ApiError, Client, Health, Settings, Sync, TokenSource,
-    testing::{Consul, db, eventually, local, web},
+    testing::{Consul, db, eventually, free_port, local, web},
 };
 use crate::{
     intention::Action,
@@ -241,7 +241,11 @@ async fn killed_agent_stops_nothing_and_is_regained_with_all_registrations() {
         state.load().leafs.values().all(|leaf| leaf.id.trust_domain != domain)
     })
     .await;
-    assert!(sync.status().connected && sync.status().last_error.is_none(), "{:?}", sync.status());
+    // Each part is answered again in its own time.
+    eventually("nothing fails any more", async || {
+        sync.status().connected && sync.status().last_error.is_none()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -369,7 +373,7 @@ async fn https_is_verified_against_the_ca_file() {
     issue("server", "127.0.0.1");
     issue("client", "client.example");
     std::fs::write(path("ca.pem"), ca_cert.pem()).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let config = json!({
         "ports": {"https": port}, "ca_file": path("ca.pem"), "cert_file": path("server.pem"), "key_file": path("server.key"),
         "verify_incoming_https": true,

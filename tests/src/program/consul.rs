@@ -168,6 +168,16 @@ impl Consul {
         });
     }
 
+    /// Waits until its token lists the tokens. A server begins in the mode of old ACLs, in which none can be made, and changes
+    /// over when it has looked around: seconds after it answers.
+    #[track_caller]
+    pub fn wait_acls(&self, host: &Host) {
+        wait::until("Consul's ACLs", || match self.api(host, "GET", "/v1/acl/tokens", None) {
+            (200, _) => Ok(()),
+            (code, said) => Err(format!("{code} {said}")),
+        });
+    }
+
     /// Kills it as a fault would, and returns when it is gone.
     #[track_caller]
     pub fn kill9(&mut self) {

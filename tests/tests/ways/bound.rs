@@ -5,25 +5,28 @@ use nix::sys::signal::Signal;
 
 use super::{BARE, ECHO, Ways, address, is_denied_for, is_echoed, text};
 
+// The fixed ports of this file are below `net.ipv4.ip_local_port_range`: another connection, or what is left of it in
+// TIME-WAIT, would have one of that range now and then.
+
 #[test]
 fn fixed_port_and_own_address_stay_what_they_are() {
     require_root!();
     for (family, any) in [(Family::V4, "0.0.0.0"), (Family::V6, "::")] {
         let ways = Ways::new(family);
         let own = text(ways.mesh.a.host.ip(family));
-        let said = ways.arrives("bind", &[any, "40001"]);
-        assert_eq!(address(&said["local"]).port(), 40001, "{said}");
-        ways.is_denied("bind", &[any, "40002"]);
-        let said = ways.arrives("bind", &[&own, "40003"]);
+        let said = ways.arrives("bind", &[any, "10001"]);
+        assert_eq!(address(&said["local"]).port(), 10001, "{said}");
+        ways.is_denied("bind", &[any, "10002"]);
+        let said = ways.arrives("bind", &[&own, "10003"]);
         assert_eq!(
             address(&said["local"]),
-            format!("{}", std::net::SocketAddr::new(own.parse().unwrap(), 40003)).parse().unwrap()
+            format!("{}", std::net::SocketAddr::new(own.parse().unwrap(), 10003)).parse().unwrap()
         );
-        ways.is_denied("bind", &[&own, "40004"]);
+        ways.is_denied("bind", &[&own, "10004"]);
         if family == Family::V4 {
             ways.both("bind-no-port", &[&own]);
             // Plain TCP cannot leave the host with this source; the mesh does for it.
-            ways.both("bind", &["127.0.0.1", "40005"]);
+            ways.both("bind", &["127.0.0.1", "10005"]);
             ways.end(4);
         } else {
             ways.end(2);
@@ -38,7 +41,7 @@ fn connection_from_the_same_port_to_elsewhere_on_loopback_takes_nothing_from_a_c
     let _elsewhere = serve(&ways.mesh.a.host, UNMANAGED, BARE, &["echo"]);
     let to = ways.to(ECHO);
     let program = ways.program.to_str().expect("UTF-8").to_owned();
-    let words = [&program, "share-port", &text(to.ip()), &to.port().to_string(), "40006", &BARE.to_string()];
+    let words = [&program, "share-port", &text(to.ip()), &to.port().to_string(), "10006", &BARE.to_string()];
     // The first connection is established and waits to be accepted while the second one is made.
     ways.mesh.a.daemon().signal(Signal::SIGSTOP);
     let host = &ways.mesh.a.host;

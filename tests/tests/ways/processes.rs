@@ -78,8 +78,9 @@ fn socket_made_outside_of_the_governed_subtree_is_not_seen_and_does_not_get_thro
     require_root!();
     let ways = Ways::new(Family::V4);
     let to = ways.to(ECHO);
-    // This process is outside; the host's cgroups are below its own mount of the tree.
-    let outside = Cgroup::at(mesh_tests::cgroup::mount_point().join("meshnode-ways-outside"));
+    // This process is outside; the host's cgroups are below its own mount of the tree. Another run has another name.
+    let outside = format!("meshnode-ways-outside-{}", std::process::id());
+    let outside = Cgroup::at(mesh_tests::cgroup::mount_point().join(outside));
     let web = ways.mesh.a.host.space().cgroup().child("web");
     let mut command = Command::new(&ways.program);
     command.args(["moved", &to.ip().to_string(), &to.port().to_string()]);

@@ -98,7 +98,10 @@ async fn own_service_gets_a_leaf_by_csr_and_is_registered() {
     let client = sync.client();
     let entries: Vec<Value> = client.get("/v1/health/connect/db?passing").await.unwrap();
     assert_eq!(entries[0]["Node"]["Node"], "host-a");
-    assert_eq!(decision(&state.load(), "web", "db"), Some(Action::Deny), "the default policy of the server");
+    eventually("the default policy is the server's", async || {
+        decision(&state.load(), "web", "db") == Some(Action::Deny)
+    })
+    .await;
     let id = create_intention(&client, "web", "db", "allow").await;
     eventually("the allow arrives", async || decision(&state.load(), "web", "db") == Some(Action::Allow))
         .await;
