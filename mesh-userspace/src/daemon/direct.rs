@@ -1,19 +1,29 @@
-//! Direct flows in other network namespaces than the host's: their sockets are asked about, and destroyed, in there.
+//! Direct flows in all network namespaces: their sockets are asked about, and destroyed, in there.
 
 use std::{
     collections::{BTreeMap, HashMap},
     io,
 };
 
+use tokio::task::spawn_blocking;
+
 use super::{namespaces::Served, visitor::Visitor};
 use crate::datapath::direct::{Bytes, Direct, Doomed};
 
-/// Destroys the sockets of `doomed`, where they are. Returns the cookies of those that had none.
+/// Destroys the sockets of `doomed`, where they are; `host` is the host's network namespace. Returns the cookies of those that
+/// had none.
 ///
 /// Flows of a namespace that is not served stay: once it is, the maps are written anew, and what is not allowed is cut.
-pub async fn cut(visitor: Option<&Visitor>, namespaces: &Served, doomed: Vec<Doomed>) -> Vec<u64> {
+pub async fn cut(host: u64, visitor: Option<&Visitor>, namespaces: &Served, doomed: Vec<Doomed>) -> Vec<u64> {
     let mut missed = Vec::new();
     for (netns, there) in by_namespace(doomed, Doomed::netns) {
+        let cut = |there: Vec<Doomed>| {
+            there.iter().filter(|one| !one.cut()).map(Doomed::cookie).collect::<Vec<_>>()
+        };
+        if netns == host {
+            missed.extend(spawn_blocking(move || cut(there)).await.unwrap_or_default());
+            continue;
+        }
         let (Some(visitor), Some(inode)) = (visitor, namespaces.inode(netns)) else {
             let flows = there.len();
             tracing::warn!(
@@ -23,8 +33,7 @@ pub async fn cut(visitor: Option<&Visitor>, namespaces: &Served, doomed: Vec<Doo
             );
             continue;
         };
-        let cut = move || Ok(there.iter().filter(|one| !one.cut()).map(Doomed::cookie).collect::<Vec<_>>());
-        match visitor.inside(inode, cut).await {
+        match visitor.inside(inode, move || Ok(cut(there))).await {
             Ok(cookies) => missed.extend(cookies),
             // Its last workload has ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

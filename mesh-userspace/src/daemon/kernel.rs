@@ -35,14 +35,22 @@ pub struct Kernel {
     served: Served,
     /// One at a time cuts flows in them, so that none is destroyed twice.
     cutting: Arc<tokio::sync::Mutex<()>>,
+    /// The host's network namespace.
+    host: u64,
+    /// Flows that are to end though they are allowed.
+    doomed: Arc<Mutex<Vec<Doomed>>>,
 }
 
 /// A `connect()` that passed the hook just before a change has a socket to destroy this much later.
 const CUT_AGAIN: Duration = Duration::from_millis(50);
+/// The most flows that wait to be ended.
+const MOST_DOOMED: usize = 16_384;
 
 impl Kernel {
     pub fn new(engine: Engine, mesh: MeshState, visitor: Option<Visitor>, served: Served) -> Self {
         Self {
+            host: engine.host_netns(),
+            doomed: Arc::default(),
             engine: Arc::new(Mutex::new(engine)),
             mesh,
             namespaces: Arc::default(),
@@ -97,22 +105,37 @@ impl Kernel {
         let _one = self.cutting.lock().await;
         // What was cut while this waited is not among them.
         let Left { again, elsewhere } = self.lock().cut();
-        let missed = direct::cut(self.visitor.as_ref(), &self.served, elsewhere).await;
+        let missed = direct::cut(self.host, self.visitor.as_ref(), &self.served, elsewhere).await;
         let engine = self.lock();
         again || missed.into_iter().any(|cookie| engine.has_direct_flow(cookie))
     }
 
-    /// Ends `flows`: those in the host's network namespace now, the others in a moment.
+    /// Ends `flows` in a moment, as a program may make more of them than can be ended at once.
     pub fn end(&self, flows: Vec<Doomed>) {
-        let here = self.lock().host_netns();
-        let (here, elsewhere): (Vec<_>, Vec<_>) = flows.into_iter().partition(|flow| flow.netns() == here);
-        for flow in here {
-            flow.cut();
+        if flows.is_empty() {
+            return;
         }
-        if !elsewhere.is_empty() {
-            let Self { visitor, served, .. } = self.clone();
-            tokio::spawn(async move { direct::cut(visitor.as_ref(), &served, elsewhere).await });
+        let mut doomed = self.doomed.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = doomed.is_empty();
+        let room = MOST_DOOMED.saturating_sub(doomed.len());
+        if flows.len() > room {
+            let flows = flows.len() - room;
+            tracing::error!(
+                flows,
+                "too many direct flows that cannot be listed: some stay, and are shown as uncaptured"
+            );
         }
+        doomed.extend(flows.into_iter().take(room));
+        if idle {
+            tokio::spawn(self.clone().end_doomed());
+        }
+    }
+
+    async fn end_doomed(self) {
+        let _one = self.cutting.lock().await;
+        let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
+        // One without a socket has ended.
+        direct::cut(self.host, self.visitor.as_ref(), &self.served, doomed).await;
     }
 
     /// Runs until dropped.
@@ -152,12 +175,14 @@ impl Kernel {
                 _ = sweep.tick() => {
                     self.refresh_addresses();
                     let mut engine = self.lock();
-                    engine.sweep();
+                    let unlisted = engine.sweep();
                     let now = engine.degraded();
                     for line in now.iter().filter(|line| !said.contains(line)) {
                         tracing::error!("{line}");
                     }
                     said = now;
+                    drop(engine);
+                    self.end(unlisted);
                 }
             }
             self.reconcile();

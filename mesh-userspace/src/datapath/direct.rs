@@ -12,7 +12,12 @@ use mesh_common::{
 };
 
 pub use super::sock_diag::Bytes;
-use super::{events::Recent, flows::comm_text, names::NameReader, sock_diag, sys};
+use super::{
+    events::{Kind, Recent},
+    flows::comm_text,
+    names::NameReader,
+    sock_diag, sys,
+};
 use crate::{identity::ServiceName, telemetry::AUDIT};
 
 /// A direct flow as `status` shows it.
@@ -49,22 +54,23 @@ pub struct Doomed {
     remote: Endpoint,
     pid: u32,
     program: String,
-    /// Who is told that its end is the daemon's doing, as no intention allows it any more. Of one that there was no room for, its
-    /// event has told.
-    told: Option<Recent>,
+    /// What its end is then: [`Kind::DirectRevoked`] or [`Kind::DirectLost`].
+    end: Kind,
+    recent: Recent,
 }
 
 impl Doomed {
     fn revoked(cookie: u64, flow: &DirectFlow, recent: Recent) -> Self {
         let DirectFlow { origin, netns, local, remote, .. } = *flow;
         let (pid, program) = (origin.pid, comm_text(&origin.comm));
-        Self { cookie, netns, local, remote, pid, program, told: Some(recent) }
+        Self { cookie, netns, local, remote, pid, program, end: Kind::DirectRevoked, recent }
     }
 
     /// Returns the flow that an `EVENT_DIRECT_LOST` tells of.
-    pub(super) fn unlisted(event: &Event) -> Self {
+    pub(super) fn unlisted(event: &Event, recent: Recent) -> Self {
         let Event { cookie, netns, local, remote, pid, .. } = *event;
-        Self { cookie, netns, local, remote, pid, program: comm_text(&event.comm), told: None }
+        let program = comm_text(&event.comm);
+        Self { cookie, netns, local, remote, pid, program, end: Kind::DirectLost, recent }
     }
 
     pub fn cookie(&self) -> u64 {
@@ -78,22 +84,20 @@ impl Doomed {
 
     /// Destroys its socket; call it in its network namespace. Returns whether there was one, or it cannot be destroyed.
     pub fn cut(&self) -> bool {
-        let Self { cookie, local, remote, pid, program, told, .. } = self;
-        if let Some(recent) = told {
-            recent.revoking(*cookie);
-        }
+        let Self { cookie, local, remote, pid, program, end, recent, .. } = self;
+        recent.ending(*cookie, *end);
         match sock_diag::destroy(*local, *remote, *cookie) {
             Ok(()) => {
                 let (from, to) = (SocketAddr::from(*local), SocketAddr::from(*remote));
-                if told.is_some() {
-                    tracing::info!(target: AUDIT, decision = "cut", how = "direct", program, pid, %from, %to, "flow cut: no intention allows it any more");
-                }
+                let why = match end {
+                    Kind::DirectLost => "there is no room to list it",
+                    _ => "no intention allows it any more",
+                };
+                tracing::info!(target: AUDIT, decision = "cut", how = "direct", program, pid, %from, %to, "flow cut: {why}");
                 true
             }
             Err(error) => {
-                if let Some(recent) = told {
-                    recent.not_revoked(*cookie);
-                }
+                recent.not_ending(*cookie);
                 // ESTALE: another socket has these ends.
                 let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE));
                 if !gone {
@@ -181,8 +185,11 @@ impl DirectMap {
         left
     }
 
-    /// Removes entries of sockets that are gone without having told: `connect()` failed before the SYN.
-    pub fn sweep(&mut self) {
+    /// Removes entries of sockets that are gone without having told: `connect()` failed before the SYN. Returns flows that there is
+    /// no room for any more.
+    #[must_use]
+    pub fn sweep(&mut self) -> Vec<Doomed> {
+        let mut unlisted = Vec::new();
         let now = monotonic();
         let dead: Vec<u64> =
             self.entries().filter(|(_, flow)| is_dead(flow, now)).map(|(cookie, _)| cookie).collect();
@@ -193,9 +200,12 @@ impl DirectMap {
                 && let Err(error) = self.map.insert(cookie, flow, BPF_NOEXIST.into())
                 && !matches!(&error, MapError::SyscallError(e) if e.io_error.kind() == io::ErrorKind::AlreadyExists)
             {
-                tracing::error!(%error, "a direct flow is not listed any more, and would not be cut");
+                tracing::error!(%error, "a direct flow cannot be listed any more: it is to end");
+                let end = Kind::DirectLost;
+                unlisted.push(Doomed { end, ..Doomed::revoked(cookie, &flow, self.recent.clone()) });
             }
         }
+        unlisted
     }
 
     fn entries(&self) -> impl Iterator<Item = (u64, DirectFlow)> + '_ {

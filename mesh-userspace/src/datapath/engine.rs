@@ -23,7 +23,7 @@ use super::{
     cgroup::{CgroupError, Governed, id_of, process_count},
     classify::{Classifier, WorkloadRule},
     desired::{LocalService, Seen, View, desired},
-    direct::{Direct, DirectMap, Left, monotonic},
+    direct::{Direct, DirectMap, Doomed, Left, monotonic},
     egress::{Kept, Learnt},
     elsewhere::Elsewhere,
     events::{KernelLog, Recent},
@@ -349,11 +349,12 @@ impl Engine {
         self.direct.contains(cookie)
     }
 
-    /// Removes records of connections that never came to be.
-    pub fn sweep(&mut self) {
+    /// Removes records of connections that never came to be. Returns direct flows that there is no room for any more.
+    #[must_use]
+    pub fn sweep(&mut self) -> Vec<Doomed> {
         // The reconcile that follows takes their entries out of the map.
         self.learnt.expire(Instant::now());
-        self.direct.sweep();
+        let unlisted = self.direct.sweep();
         // Those that are not served; who is still in one is told of again. What stays until the next sweep does no harm.
         let _ = self.forget_namespaces(|value| value != NAMESPACE_SERVED);
         queries::sweep(&mut self.dns_routes, monotonic());
@@ -361,6 +362,7 @@ impl Engine {
         if lost > 0 {
             tracing::warn!(lost, "captured connections that the listener never accepted");
         }
+        unlisted
     }
 
     /// Asks the kernel what is in effect at each hook: program, hook, state, details.

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     os::fd::AsRawFd,
     sync::{
@@ -38,6 +38,7 @@ pub enum Kind {
     /// Ended by the daemon, because no intention allows it any more.
     DirectRevoked,
     FlowLost,
+    /// The same of a direct flow; also of its end, which is the daemon's doing.
     DirectLost,
     /// A workload is in a network namespace that the daemon does not listen in.
     Namespace,
@@ -146,8 +147,8 @@ pub struct Recent {
 #[derive(Default)]
 struct Kept {
     newest: VecDeque<Newest>,
-    /// Cookies of sockets that the daemon destroys; the kernel's event of their end is still to come.
-    revoked: HashSet<u64>,
+    /// Cookies of sockets that the daemon destroys, and what the end is then; the kernel's event of it is still to come.
+    ending: HashMap<u64, Kind>,
 }
 
 enum Newest {
@@ -156,7 +157,8 @@ enum Newest {
     Ended {
         event: Event,
         at: SystemTime,
-        revoked: bool,
+        /// Another than the event's, where the daemon ended it.
+        kind: Option<Kind>,
     },
 }
 
@@ -176,22 +178,22 @@ impl Recent {
         self.lock().push(Newest::Told(report));
     }
 
-    /// Notes the end of a direct flow; returns whether the daemon ended it.
-    fn ended(&self, event: Event, at: SystemTime) -> bool {
+    /// Notes the end of a direct flow; returns what it is where the daemon ended it.
+    fn ended(&self, event: Event, at: SystemTime) -> Option<Kind> {
         let mut kept = self.lock();
-        let revoked = kept.revoked.remove(&event.cookie);
-        kept.push(Newest::Ended { event, at, revoked });
-        revoked
+        let kind = kept.ending.remove(&event.cookie);
+        kept.push(Newest::Ended { event, at, kind });
+        kind
     }
 
-    /// Says that the end of this socket's flow, which is about to be reported, is the daemon's doing.
-    pub(super) fn revoking(&self, cookie: u64) {
-        self.lock().revoked.insert(cookie);
+    /// Says that the end of this socket's flow, which is about to be reported, is the daemon's doing, and of this kind.
+    pub(super) fn ending(&self, cookie: u64, kind: Kind) {
+        self.lock().ending.insert(cookie, kind);
     }
 
     /// Takes that back: the socket was gone already.
-    pub(super) fn not_revoked(&self, cookie: u64) {
-        self.lock().revoked.remove(&cookie);
+    pub(super) fn not_ending(&self, cookie: u64) {
+        self.lock().ending.remove(&cookie);
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -225,7 +227,7 @@ impl Recent {
     pub fn list(&self) -> Vec<Report> {
         let told = |one: &Newest| match one {
             Newest::Told(report) => Some(report.clone()),
-            Newest::Ended { event, at, revoked } => ended(event, &self.names, *at, *revoked),
+            Newest::Ended { event, at, kind } => ended(event, &self.names, *at, *kind),
         };
         self.lock().newest.iter().filter_map(told).collect()
     }
@@ -241,9 +243,9 @@ impl Kept {
 }
 
 /// Returns what `event`, the end of a direct flow, says.
-fn ended(event: &Event, names: &NameReader, at: SystemTime, revoked: bool) -> Option<Report> {
+fn ended(event: &Event, names: &NameReader, at: SystemTime, kind: Option<Kind>) -> Option<Report> {
     let report = report(event, names, at)?;
-    Some(if revoked { Report { kind: Kind::DirectRevoked, ..report } } else { report })
+    Some(Report { kind: kind.unwrap_or(report.kind), ..report })
 }
 
 /// Who is told of an event when it is read.
@@ -281,15 +283,21 @@ pub async fn follow(
     loop {
         let mut ready = ring.readable_mut().await?;
         // A storm of events must not keep this thread from everything else; readiness stays.
-        let mut left = AT_ONCE;
+        let (mut left, mut unknown) = (AT_ONCE, 0);
         while let Some(item) = ready.get_inner_mut().0.next() {
             if read(&item).and_then(|event| reader.take(event, SystemTime::now())).is_none() {
-                tracing::warn!(len = item.len(), "an event that this version does not know");
+                unknown += 1;
             }
             left -= 1;
             if left == 0 {
                 break;
             }
+        }
+        if unknown > 0 {
+            tracing::warn!(
+                events = unknown,
+                "events that this version does not know: of another one, before an upgrade?"
+            );
         }
         if reader.revoked.take() {
             (reader.told.cut)();
@@ -339,19 +347,21 @@ where
                 Some(())
             }
             event::EVENT_DIRECT_CLOSED => {
-                let revoked = self.recent.ended(event, at);
+                let kind = self.recent.ended(event, at);
                 // Of no decision: it takes no other's place among the lines.
                 if tracing::enabled!(tracing::Level::DEBUG) && self.ends.permit(Instant::now()).is_some() {
-                    audit(&ended(&event, &self.recent.names, at, revoked)?, 0);
+                    audit(&ended(&event, &self.recent.names, at, kind)?, 0);
                 }
                 Some(())
             }
-            kind => {
-                if kind == event::EVENT_DIRECT_LOST {
-                    self.unlisted.borrow_mut().push(Doomed::unlisted(&event));
+            event::EVENT_DIRECT_LOST => {
+                self.unlisted.borrow_mut().push(Doomed::unlisted(&event, self.recent.clone()));
+                if let Some(unlogged_before) = self.limit.permit(Instant::now()) {
+                    audit(&report(&event, &self.recent.names, at)?, unlogged_before);
                 }
-                self.report(report(&event, &self.recent.names, at)?)
+                Some(())
             }
+            _ => self.report(report(&event, &self.recent.names, at)?),
         }
     }
 
@@ -427,7 +437,7 @@ fn audit(report: &Report, unlogged_before: u64) {
         }
         Kind::Guarded | Kind::Namespace => {}
         Kind::DirectLost => {
-            tracing::warn!(source, destination, program, pid, to = %remote, unlogged_before, "no room to list a direct flow: it is reset (raise [limits] direct_flows)");
+            tracing::warn!(source, destination, program, pid, to = %remote, unlogged_before, "no room to list a direct flow: it will be reset (raise [limits] direct_flows)");
         }
         Kind::FlowLost => {
             tracing::warn!(source, destination, program, pid, original_dst = %remote, unlogged_before, "no room for the record of a captured connection: it will be reset (raise [limits] flows)");
