@@ -222,7 +222,7 @@ impl<'s, S: Side> Handshake<'s, S> {
     fn encode_alert(&mut self) -> io::Result<()> {
         loop {
             let from = self.outgoing.len();
-            let state = self.connection.process(&mut self.incoming).state;
+            let state = self.heard.during(|| self.connection.process(&mut self.incoming)).state;
             let Ok(ConnectionState::EncodeTlsData(mut data)) = state else { return Ok(()) };
             encode(&mut data, &mut self.outgoing)?;
             // In clear, or sealed.

@@ -12,6 +12,7 @@ use rustls::{
     ConnectionTrafficSecrets, ProtocolVersion,
     crypto::cipher::{AeadKey, Iv},
 };
+use zeroize::Zeroizing;
 
 /// Content types.
 pub const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -115,7 +116,7 @@ impl Keys {
     /// Returns the next keys of this direction, of which `derive` writes what a label names.
     pub fn next(&self, derive: impl Fn(&[u8], &mut [u8])) -> Option<Self> {
         let algorithm = self.key.algorithm();
-        let (mut key, mut iv) = ([0; MOST_OF_A_KEY], [0; 12]);
+        let (mut key, mut iv) = (Zeroizing::new([0; MOST_OF_A_KEY]), [0; 12]);
         let key = key.get_mut(..algorithm.key_len())?;
         derive(b"key", key);
         derive(b"iv", &mut iv);
