@@ -193,12 +193,12 @@ fn interrupt_before_the_command_runs_leaves_nothing_and_one_for_the_command_ends
         wait::until_true(said, || exec.log().contains(said));
         exec.signal(Signal::SIGINT);
         if said == "running as" {
-            // A terminal sends it to the command as well, which is not in its process group here. Until it is gone: what is
-            // about to become the command still takes it as `exec` does.
-            let end = "for i in $(seq 100); do \
+            // A terminal sends it to the command as well, which is not in its process group here. Once it is the command: what
+            // is about to become it still takes it as `exec` does.
+            let end = "for i in $(seq 200); do \
                        p=$(cat /sys/fs/cgroup/meshnode.temporary/*/meshnode.exec/web/cgroup.procs \
                        /sys/fs/cgroup/unified/meshnode.temporary/*/meshnode.exec/web/cgroup.procs 2>/dev/null); \
-                       if [ -n \"$p\" ]; then kill -INT $p; sent=1; elif [ -n \"$sent\" ]; then break; fi; \
+                       if [ -n \"$p\" ] && [ \"$(cat /proc/$p/comm)\" = sleep ]; then kill -INT $p; break; fi; \
                        sleep 0.05; done";
             laptop.run("", &["sh", "-c", end]);
         }

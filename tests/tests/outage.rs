@@ -434,10 +434,12 @@ fn agent_that_takes_fewer_connections_than_there_are_watches_serves_all_the_same
         let said = cluster.mesh.connect("other", 5432, &["--send", "x", "--read", "1"]);
         if said["received"] == "x" { Ok(()) } else { Err(format!("{said}\n{}", cluster.mesh.a.log())) }
     });
-    // One that it is about to refuse is established for a moment.
-    wait::until("no more connections than it takes", || {
-        let count = to_the_agent(&cluster);
-        if count <= 64 { Ok(()) } else { Err(format!("{count} connections")) }
-    });
+    // One that it is about to refuse is established for a moment: of five looks, one may be too many.
+    let mut counts = Vec::new();
+    for _ in 0..5 {
+        counts.push(to_the_agent(&cluster));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(counts.iter().filter(|count| **count > 64).count() <= 1, "{counts:?}");
     load.noticed_nothing();
 }

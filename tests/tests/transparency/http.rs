@@ -52,10 +52,8 @@ pub fn serve(ends: Ends<'_>, service: &str, port: u16, listen: &str, lines: &str
 #[track_caller]
 pub fn transfers(ends: Ends<'_>, service: &str, port: u16, scheme: &str, options: &[&str]) -> Outcome {
     let base = format!("{scheme}{}", ends.at(port));
-    let curl = |more: &[&str]| {
-        let words = [&["curl", "-sS", "--max-time", "60"], options, more].concat();
-        Outcome::of(&ends.run(&words))
-    };
+    let run = |more: &[&str]| ends.run(&[&["curl", "-sS", "--max-time", "60"], options, more].concat());
+    let curl = |more: &[&str]| Outcome::of(&run(more));
     let show = "%{http_code} %{http_version} %{size_download} %{size_upload} %{num_connects} %{remote_ip}\n";
     let (one, two) = (format!("{base}/small.txt"), format!("{base}/big"));
     let upload = ends.a.space().scratch().join("upload");
@@ -65,11 +63,19 @@ pub fn transfers(ends: Ends<'_>, service: &str, port: u16, scheme: &str, options
     let range = ["-r", "1048570-1048589", &two];
     let parallel =
         ["-Z", "-w", "%{http_code} %{size_download}\n", "-o", "/dev/null", &two, "-o", "/dev/null", &two];
+    // Those that go at once end in any order.
+    let curl_sorted = |more: &[&str]| {
+        let mut said = run(more);
+        let mut lines: Vec<_> = said.stdout.split_inclusive('\n').collect();
+        lines.sort_unstable();
+        said.stdout = lines.concat();
+        Outcome::of(&said)
+    };
     Outcome::default()
         .with_part("small", curl(&["-w", show, &one]))
         .with_part("big", curl(&["-w", show, "-o", "/dev/null", &two, "-o", "/dev/null", &two]))
         .with_part("range", curl(&range))
-        .with_part("parallel", curl(&parallel))
+        .with_part("parallel", curl_sorted(&parallel))
         .with_part("upload", curl(&["-w", show, "-T", upload.to_str().expect("UTF-8"), &up]))
         .with_part("back", Outcome::of(&ends.b.run("", &["sh", "-c", &there])))
         .with_part("missing", curl(&["-w", show, "-o", "/dev/null", &none]))

@@ -99,7 +99,9 @@ async fn own_service_gets_a_leaf_by_csr_and_is_registered() {
     let entries: Vec<Value> = client.get("/v1/health/connect/db?passing").await.unwrap();
     assert_eq!(entries[0]["Node"]["Node"], "host-a");
     eventually("the default policy is the server's", async || {
-        decision(&state.load(), "web", "db") == Some(Action::Deny)
+        let decided = decision(&state.load(), "web", "db");
+        assert_ne!(decided, Some(Action::Allow), "nobody said so");
+        decided == Some(Action::Deny)
     })
     .await;
     let id = create_intention(&client, "web", "db", "allow").await;
