@@ -163,7 +163,9 @@ fn direct_flow_that_a_full_map_cannot_list_is_ended_and_named() {
         s.recent("web", "echo").iter().any(|f| f["state"] == "failed" && f["reason"] == "map-full")
     });
     assert_eq!(status.counter("flow_lost"), 1);
-    wait::until_true("its line", || mesh.a.log().contains("raise [limits] direct_flows"));
+    let lines = || mesh.a.log().matches("raise [limits] direct_flows").count();
+    wait::until_true("its line", || lines() > 0);
+    assert_eq!(lines(), 1, "{}", mesh.a.log());
     assert!(holders.iter_mut().all(|one| one.ended().is_none()), "the others go on");
 }
 

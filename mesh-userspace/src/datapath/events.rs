@@ -178,12 +178,11 @@ impl Recent {
         self.lock().push(Newest::Told(report));
     }
 
-    /// Notes the end of a direct flow; returns what it is where the daemon ended it.
-    fn ended(&self, event: Event, at: SystemTime) -> Option<Kind> {
+    /// Notes the end of a direct flow.
+    fn ended(&self, event: Event, at: SystemTime) {
         let mut kept = self.lock();
         let kind = kept.ending.remove(&event.cookie);
         kept.push(Newest::Ended { event, at, kind });
-        kind
     }
 
     /// Says that the end of this socket's flow, which is about to be reported, is the daemon's doing, and of this kind.
@@ -347,10 +346,10 @@ where
                 Some(())
             }
             event::EVENT_DIRECT_CLOSED => {
-                let kind = self.recent.ended(event, at);
+                self.recent.ended(event, at);
                 // Of no decision: it takes no other's place among the lines.
                 if tracing::enabled!(tracing::Level::DEBUG) && self.ends.permit(Instant::now()).is_some() {
-                    audit(&ended(&event, &self.recent.names, at, kind)?, 0);
+                    audit(&report(&event, &self.recent.names, at)?, 0);
                 }
                 Some(())
             }
@@ -432,10 +431,11 @@ fn audit(report: &Report, unlogged_before: u64) {
         Kind::DirectOpened => {
             tracing::info!(target: AUDIT, decision = "allow", how = "direct", source, destination, program, pid, original_dst = %remote, unlogged_before, "connected");
         }
-        Kind::DirectClosed | Kind::DirectRevoked => {
+        Kind::DirectClosed => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
-        Kind::Guarded | Kind::Namespace => {}
+        // The end that the daemon made is told of where it makes it.
+        Kind::Guarded | Kind::Namespace | Kind::DirectRevoked => {}
         Kind::DirectLost => {
             tracing::warn!(source, destination, program, pid, to = %remote, unlogged_before, "no room to list a direct flow: it will be reset (raise [limits] direct_flows)");
         }
