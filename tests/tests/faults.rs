@@ -163,10 +163,10 @@ fn direct_flow_that_a_full_map_cannot_list_is_ended_and_named() {
         s.recent("web", "echo").iter().any(|f| f["state"] == "failed" && f["reason"] == "map-full")
     });
     assert_eq!(status.counter("flow_lost"), 1);
-    let lines = || mesh.a.log().matches("raise [limits] direct_flows").count();
-    wait::until_true("its line", || lines() > 0);
-    assert_eq!(lines(), 1, "{}", mesh.a.log());
+    mesh.a.wait_log("its line", |line| line.contains("raise [limits] direct_flows"));
     assert!(holders.iter_mut().all(|one| one.ended().is_none()), "the others go on");
+    let log = mesh.a.log();
+    assert_eq!(log.matches("raise [limits] direct_flows").count(), 1, "{log}");
 }
 
 #[test]

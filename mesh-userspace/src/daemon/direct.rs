@@ -13,7 +13,8 @@ use crate::datapath::direct::{Bytes, Direct, Doomed};
 /// Destroys the sockets of `doomed`, where they are; `host` is the host's network namespace. Returns the cookies of those that
 /// had none.
 ///
-/// Flows of a namespace that is not served stay: once it is, the maps are written anew, and what is not allowed is cut.
+/// Flows of a namespace that is not served stay: once it is, the maps are written anew, and what is not allowed is cut, but for
+/// those that the maps have no room for.
 pub async fn cut(host: u64, visitor: Option<&Visitor>, namespaces: &Served, doomed: Vec<Doomed>) -> Vec<u64> {
     let mut missed = Vec::new();
     for (netns, there) in by_namespace(doomed, Doomed::netns) {
@@ -29,7 +30,7 @@ pub async fn cut(host: u64, visitor: Option<&Visitor>, namespaces: &Served, doom
             tracing::warn!(
                 flows,
                 netns,
-                "flows that are to be cut are in a network namespace that is not served: they stay open until it is"
+                "flows that are to be cut are in a network namespace that is not served: they stay open"
             );
             continue;
         };

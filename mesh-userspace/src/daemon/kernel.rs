@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netlink_sys::Socket;
@@ -20,6 +20,7 @@ use crate::{
         engine::{Engine, SWEEP_INTERVAL},
         host,
     },
+    proxy::RateLimit,
     state::MeshState,
 };
 
@@ -39,18 +40,22 @@ pub struct Kernel {
     host: u64,
     /// Flows that are to end though they are allowed.
     doomed: Arc<Mutex<Vec<Doomed>>>,
+    /// Of the line that says that they are too many.
+    too_many: Arc<RateLimit>,
 }
 
 /// A `connect()` that passed the hook just before a change has a socket to destroy this much later.
 const CUT_AGAIN: Duration = Duration::from_millis(50);
 /// The most flows that wait to be ended.
 const MOST_DOOMED: usize = 16_384;
+const DOOMED_AT_ONCE: usize = 256;
 
 impl Kernel {
     pub fn new(engine: Engine, mesh: MeshState, visitor: Option<Visitor>, served: Served) -> Self {
         Self {
             host: engine.host_netns(),
             doomed: Arc::default(),
+            too_many: Arc::new(RateLimit::per_second(1)),
             engine: Arc::new(Mutex::new(engine)),
             mesh,
             namespaces: Arc::default(),
@@ -118,10 +123,11 @@ impl Kernel {
         let mut doomed = self.doomed.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = doomed.is_empty();
         let room = MOST_DOOMED.saturating_sub(doomed.len());
-        if flows.len() > room {
-            let flows = flows.len() - room;
+        if flows.len() > room
+            && let Some(unlogged_before) = self.too_many.permit(Instant::now())
+        {
             tracing::error!(
-                flows,
+                unlogged_before,
                 "too many direct flows that cannot be listed: some stay, and are shown as uncaptured"
             );
         }
@@ -132,10 +138,20 @@ impl Kernel {
     }
 
     async fn end_doomed(self) {
-        let _one = self.cutting.lock().await;
-        let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
-        // One without a socket has ended.
-        direct::cut(self.host, self.visitor.as_ref(), &self.served, doomed).await;
+        loop {
+            // Anew for each lot: who is to cut what is revoked gets a turn.
+            let _one = self.cutting.lock().await;
+            let lot: Vec<_> = {
+                let mut doomed = self.doomed.lock().unwrap_or_else(PoisonError::into_inner);
+                let most = doomed.len().min(DOOMED_AT_ONCE);
+                doomed.drain(..most).collect()
+            };
+            if lot.is_empty() {
+                return;
+            }
+            // One without a socket has ended.
+            direct::cut(self.host, self.visitor.as_ref(), &self.served, lot).await;
+        }
     }
 
     /// Runs until dropped.

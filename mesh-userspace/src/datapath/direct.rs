@@ -88,12 +88,11 @@ impl Doomed {
         recent.ending(*cookie, *end);
         match sock_diag::destroy(*local, *remote, *cookie) {
             Ok(()) => {
-                let (from, to) = (SocketAddr::from(*local), SocketAddr::from(*remote));
-                let why = match end {
-                    Kind::DirectLost => "there is no room to list it",
-                    _ => "no intention allows it any more",
-                };
-                tracing::info!(target: AUDIT, decision = "cut", how = "direct", program, pid, %from, %to, "flow cut: {why}");
+                // Of one that there was no room for, the warning is enough: a program may make as many as it likes.
+                if *end == Kind::DirectRevoked {
+                    let (from, to) = (SocketAddr::from(*local), SocketAddr::from(*remote));
+                    tracing::info!(target: AUDIT, decision = "cut", how = "direct", program, pid, %from, %to, "flow cut: no intention allows it any more");
+                }
                 true
             }
             Err(error) => {
@@ -200,10 +199,15 @@ impl DirectMap {
                 && let Err(error) = self.map.insert(cookie, flow, BPF_NOEXIST.into())
                 && !matches!(&error, MapError::SyscallError(e) if e.io_error.kind() == io::ErrorKind::AlreadyExists)
             {
-                tracing::error!(%error, "a direct flow cannot be listed any more: it is to end");
                 let end = Kind::DirectLost;
                 unlisted.push(Doomed { end, ..Doomed::revoked(cookie, &flow, self.recent.clone()) });
             }
+        }
+        if !unlisted.is_empty() {
+            tracing::warn!(
+                flows = unlisted.len(),
+                "direct flows cannot be listed any more: they will be reset"
+            );
         }
         unlisted
     }

@@ -167,6 +167,8 @@ enum Newest {
 /// half a million events in a second.
 const PAUSE: Duration = Duration::from_millis(10);
 const KEPT: usize = 256;
+/// More ends that the daemon made are not awaited: the events of those were lost.
+const MOST_ENDING: usize = 65_536;
 const AT_ONCE: u32 = 256;
 
 impl Recent {
@@ -187,7 +189,11 @@ impl Recent {
 
     /// Says that the end of this socket's flow, which is about to be reported, is the daemon's doing, and of this kind.
     pub(super) fn ending(&self, cookie: u64, kind: Kind) {
-        self.lock().ending.insert(cookie, kind);
+        let ending = &mut self.lock().ending;
+        if ending.len() == MOST_ENDING {
+            ending.clear();
+        }
+        ending.insert(cookie, kind);
     }
 
     /// Takes that back: the socket was gone already.
@@ -434,7 +440,7 @@ fn audit(report: &Report, unlogged_before: u64) {
         Kind::DirectClosed => {
             tracing::debug!(source, destination, program, pid, original_dst = %remote, sent = report.bytes_sent, received = report.bytes_received, "direct flow ended");
         }
-        // The end that the daemon made is told of where it makes it.
+        // An end that the daemon made is told of where it makes it; here it is `DirectClosed`, with the counters.
         Kind::Guarded | Kind::Namespace | Kind::DirectRevoked => {}
         Kind::DirectLost => {
             tracing::warn!(source, destination, program, pid, to = %remote, unlogged_before, "no room to list a direct flow: it will be reset (raise [limits] direct_flows)");

@@ -9,6 +9,7 @@ use rustls::{
     ConnectionTrafficSecrets, ExtractedSecrets, KeyLog, SupportedCipherSuite, Tls13CipherSuite,
     crypto::tls13::OkmBlock,
 };
+use zeroize::Zeroizing;
 
 use super::record::{Keys, parts};
 
@@ -102,33 +103,20 @@ fn came_of(keys: &ConnectionTrafficSecrets, suite: &'static Tls13CipherSuite, se
 }
 
 fn next(suite: &'static Tls13CipherSuite, secret: &OkmBlock) -> OkmBlock {
-    let length = secret.as_ref().len();
-    suite.hkdf_provider.expander_for_okm(secret).expand_block(&Label::new(length, b"traffic upd").info())
+    let mut next = Zeroizing::new([0; OkmBlock::MAX_LEN]);
+    let next = &mut next[..secret.as_ref().len()];
+    expand(suite, secret, b"traffic upd", next);
+    OkmBlock::new(next)
 }
 
+/// HKDF-Expand-Label with an empty context (RFC 8446, 7.1).
 fn expand(suite: &'static Tls13CipherSuite, secret: &OkmBlock, label: &[u8], out: &mut [u8]) {
-    let expander = suite.hkdf_provider.expander_for_okm(secret);
-    expander.expand_slice(&Label::new(out.len(), label).info(), out).expect("invariant: a key is short");
-}
-
-/// What HKDF-Expand-Label is asked for, with an empty context (RFC 8446, 7.1).
-struct Label<'a> {
-    length: [u8; 2],
-    label_length: [u8; 1],
-    label: &'a [u8],
-}
-
-impl<'a> Label<'a> {
-    const PREFIX: &'static [u8] = b"tls13 ";
-
-    fn new(length: usize, label: &'a [u8]) -> Self {
-        let length = u16::try_from(length).expect("invariant: a key is short").to_be_bytes();
-        let label_length =
-            u8::try_from(Self::PREFIX.len() + label.len()).expect("invariant: a label is short");
-        Self { length, label_length: [label_length], label }
-    }
-
-    fn info(&self) -> [&[u8]; 5] {
-        [&self.length, &self.label_length, Self::PREFIX, self.label, &[0]]
-    }
+    const PREFIX: &[u8] = b"tls13 ";
+    let length = u16::try_from(out.len()).expect("invariant: a key is short").to_be_bytes();
+    let label_length = u8::try_from(PREFIX.len() + label.len()).expect("invariant: a label is short");
+    suite
+        .hkdf_provider
+        .expander_for_okm(secret)
+        .expand_slice(&[&length, &[label_length], PREFIX, label, &[0]], out)
+        .expect("invariant: a key is short");
 }
