@@ -165,6 +165,24 @@ pub fn welcoming(service: &str, port: u16) -> (Mesh, Process) {
     (mesh, server)
 }
 
+/// A scene on one host, with these sections in A's configuration: `web` may connect to `echo` at A's port 7001, where a server
+/// sends back what it gets. No flow is open.
+#[track_caller]
+pub fn echoing_on_a(sections: &str) -> (Mesh, Process) {
+    let mut scene = Scene::new(&[]);
+    scene.on_a.push(Service::server("echo", 7001));
+    sections.clone_into(&mut scene.sections);
+    let mesh = scene.start();
+    let server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
+    mesh.a.intention("web", "echo", "allow");
+    wait::until_true("the intention to act", || {
+        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
+    });
+    // The last one's may still be listed.
+    mesh.a.wait_status("no flow", |s| s.all_flows().is_empty());
+    (mesh, server)
+}
+
 impl Mesh {
     /// Where programs dial B's service at `port`.
     pub fn at(&self, port: u16) -> String {

@@ -1,8 +1,7 @@
 //! What is closed is gone: no flow record, file descriptor, task or kernel entry stays behind.
 
 use mesh_tests::{
-    config::Service,
-    fixture::{Mesh, Scene, connect, serve},
+    fixture::{Mesh, Scene, echoing_on_a, serve},
     meshnode::Meshnode,
     require_root, wait,
 };
@@ -57,15 +56,7 @@ fn a_thousand_proxied_connections_at_once_leave_nothing_behind() {
 #[test]
 fn a_thousand_direct_connections_at_once_leave_nothing_behind() {
     require_root!();
-    let mut scene = Scene::new(&[]);
-    scene.on_a.push(Service::server("echo", 7001));
-    let mesh = scene.start();
-    let _server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
-    mesh.a.intention("web", "echo", "allow");
-    wait::until_true("the intention to act", || {
-        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
-    });
-    mesh.a.wait_status("no flow", |s| s.all_flows().is_empty());
+    let (mesh, _server) = echoing_on_a("");
     let before = held_by(&mesh.a);
     let said = mesh.a.host.probe("web", &["flood", "127.0.0.1:7001", MANY]);
     assert!(said.status.success(), "{said}\n{}", mesh.logs());

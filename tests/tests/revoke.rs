@@ -8,9 +8,8 @@ use std::{
 
 use mesh_tests::{
     config::Service,
-    fixture::{Mesh, Scene, connect, serve},
+    fixture::{Mesh, Scene, connect, echoing_on_a, serve},
     host::Host,
-    net::Network,
     process::Process,
     require_root,
     status::Status,
@@ -88,16 +87,7 @@ fn deleted_intention_cuts_its_proxied_flows_and_no_others() {
 #[test]
 fn direct_flow_bound_to_a_device_is_cut_too() {
     require_root!();
-    let mut scene = Scene::new(&[]);
-    scene.on_a.push(Service::server("echo", 7001));
-    let mesh = scene.start();
-    let _server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
-    mesh.a.intention("web", "echo", "allow");
-    wait::until_true("the intention to act", || {
-        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
-    });
-    // The last one's may still be listed when the next has not begun.
-    mesh.a.wait_status("no live flow", |s| s.flows("web", "echo").is_empty());
+    let (mesh, _server) = echoing_on_a("");
     // Ends well only if its socket was destroyed.
     let script = "import socket, errno\ns = socket.create_connection(('127.0.0.1', 7001))\ns.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo')\ns.settimeout(25)\ntry:\n    s.recv(1)\nexcept OSError as e:\n    raise SystemExit(0 if e.errno == errno.ECONNABORTED else 3)\nraise SystemExit(4)\n";
     let mut bound = mesh.a.host.spawn("web", &["python3", "-c", script]);
@@ -164,6 +154,7 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 def dial():
     s = socket.socket()
     s.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+    s.setsockopt(socket.IPPROTO_TCP, 34, 1)  # TCP_FASTOPEN_NO_COOKIE: without one, too
     s.connect(('127.0.0.1', 7001))
     return s
 flows = [dial() for _ in range(111)]
@@ -195,19 +186,7 @@ print(int((time.monotonic() - since) * 1000))
 #[test]
 fn flows_whose_syn_comes_after_the_change_are_cut_however_many() {
     require_root!();
-    let net = Network::new();
-    let (a, b) = (net.host("a"), net.host("b"));
-    // Clients need no cookie, so that connect() leaves the SYN to the first write.
-    a.run("", &["sh", "-c", "echo 1543 > /proc/sys/net/ipv4/tcp_fastopen"]).ok();
-    let mut scene = Scene::new(&[]);
-    scene.on_a.push(Service::server("echo", 7001));
-    let mesh = scene.start_on(net, a, b);
-    let _server = serve(&mesh.a.host, "echo", 7001, &["echo"]);
-    mesh.a.intention("web", "echo", "allow");
-    wait::until_true("the intention to act", || {
-        connect(&mesh.a.host, "web", "127.0.0.1:7001", &["--read", "0"])["ok"] == true
-    });
-    mesh.a.wait_status("no live flow", |s| s.flows("web", "echo").is_empty());
+    let (mesh, _server) = echoing_on_a("");
     let now = mesh.a.host.space().scratch().join("now");
     let mut late = mesh.a.host.spawn("web", &["python3", "-c", LATE_SYNS, now.to_str().expect("UTF-8")]);
     mesh.a.wait_status("the flows", |s| s.flows("web", "echo").len() == 111);
